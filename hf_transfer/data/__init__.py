@@ -1,0 +1,1 @@
+"""Data: sources -> labels -> roles and budgets, and the pure arithmetic of batches."""

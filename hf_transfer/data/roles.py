@@ -1,0 +1,183 @@
+"""Which rows train, which choose, which test: fixed before any model sees one (design decision: test first, then draws per seed)."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hf_transfer.errors import DataError
+
+Budget = int | Literal["all"]
+
+TEST_SEED = 20260101
+"""Draws the test rows of data without a test split, and the sample of `--max-test-rows`; the same for every seed, arm and budget."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one role."""
+
+    row_ids: np.ndarray
+    """(B,) int64: 0-based position in the split as loaded."""
+    inputs: Sequence[Any]
+    """(B,) texts, or what the task reads."""
+    labels: np.ndarray
+    """(B,) int64 class ids."""
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def take(self, index: np.ndarray) -> "Examples":
+        """Give the rows at positions `index`, in that order."""
+        return Examples(self.row_ids[index], [self.inputs[i] for i in index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A dataset with its test rows fixed."""
+
+    train: Examples
+    """What training and validation rows are drawn from."""
+    validation: Examples | None
+    """The data's own validation split, used by the budget "all"."""
+    test: Examples
+    dropped_rows: int
+    """Training rows left out: empty, or (on request) also in test."""
+    overlap_rows: int
+    """Training rows whose input stands in test too."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every row's id, input and label, as hex digits."""
+        digest = hashlib.sha256()
+        for examples in (self.train, self.validation, self.test):
+            if examples is not None:
+                digest.update(examples.row_ids.tobytes() + examples.labels.tobytes())
+                for value in examples.inputs:
+                    digest.update(repr(value).encode())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = None, drop_overlap: bool = False) -> Corpus:
+    """Fix the test rows, then drop what must not train.
+
+    Test is the test split; where there is none with labels, the validation split; where there is neither, a stratified fifth of the
+    training rows, exact duplicates together. Empty training rows are dropped, empty test rows stay (dropping them moves the benchmark).
+
+    Args:
+        splits: "train", maybe "validation" and "test"; None for a split without labels. Inputs are stripped texts or their like:
+            equal inputs are exact duplicates and a falsy input is an empty row.
+        max_test_rows: Keep one fixed random sample of this many test rows.
+        drop_overlap: Drop training rows whose input stands in test.
+
+    Raises:
+        DataError: No training row is left.
+    """
+    train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
+    assert train is not None
+    if test is None and validation is not None:
+        test, validation = validation, None
+    elif test is None:
+        in_test = _every_fifth(train, np.random.default_rng(TEST_SEED))
+        train, test = train.take(np.flatnonzero(~in_test)), train.take(np.flatnonzero(in_test))
+    if max_test_rows is not None and max_test_rows < len(test):
+        test = test.take(np.sort(np.random.default_rng(TEST_SEED).permutation(len(test))[:max_test_rows]))
+    tested = set(test.inputs)
+    empty = np.array([not value for value in train.inputs], dtype=bool)
+    overlap = np.array([value in tested for value in train.inputs], dtype=bool) & ~empty
+    keep = ~(empty | overlap) if drop_overlap else ~empty
+    if not keep.any():
+        raise DataError(f"no training row is left: {int(empty.sum())} of {len(train)} are empty, {int(overlap.sum())} stand in test too")
+    return Corpus(train.take(np.flatnonzero(keep)), validation, test, int((~keep).sum()), int(overlap.sum()))
+
+
+def check_budget(corpus: Corpus, budget: Budget) -> None:
+    """Refuse a budget that the data cannot fill, or that cannot hold two rows a class.
+
+    Raises:
+        DataError: Says what the data has.
+    """
+    num_classes = len(np.unique(corpus.train.labels))
+    rows = len(corpus.train)
+    if budget == "all":
+        if rows < 2 * num_classes:
+            raise DataError(f"{rows} training rows are too few for {num_classes} classes: at least {2 * num_classes} are needed")
+    elif budget > rows:
+        raise DataError(f"a budget of {budget} rows is more than the {rows} training rows there are; leave --budgets out to use all of them")
+    elif budget < 2 * num_classes:
+        raise DataError(f"a budget of {budget} rows is too small for {num_classes} classes: at least {2 * num_classes} are needed")
+
+
+def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[Examples, Examples]:
+    """Draw the training and validation rows of one budget and seed.
+
+    A fifth of the budget validates, stratified as far as it goes; the rest trains, one row a class first. A budget holds exactly that
+    many rows, its rows lie inside those of every larger budget of the same seed, and exact duplicates never stand in both roles.
+    "all" is every training row, with the data's own validation split where there is one.
+
+    Args:
+        corpus: Rows to draw from.
+        budget: Rows, or "all".
+        seed: Draws the rows.
+
+    Returns:
+        Training and validation rows.
+    """
+    if budget == "all" and corpus.validation is not None:
+        return corpus.train, corpus.validation
+    rng = np.random.default_rng([seed, 0])
+    in_validation = _every_fifth(corpus.train, rng)
+    order = _stratified_order(corpus.train.labels, rng)
+    validation, train = order[in_validation[order]], order[~in_validation[order]]
+    is_first = np.zeros(len(train), dtype=bool)
+    is_first[np.unique(corpus.train.labels[train], return_index=True)[1]] = True
+    train = np.concatenate([train[is_first], train[~is_first]])
+    num_rows = len(order) if budget == "all" else budget
+    num_validation = max(min(num_rows // 5, len(validation)), num_rows - len(train))
+    return corpus.train.take(train[: num_rows - num_validation]), corpus.train.take(validation[:num_validation])
+
+
+def _stratified_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give a random order in which every prefix holds the classes in about the proportions of the whole.
+
+    The i-th of a class's n rows stands at (i + u) / n of the way, u drawn once a class.
+
+    Args:
+        labels: Class ids, (B,).
+        rng: Draws the order.
+
+    Returns:
+        Positions, (B,).
+    """
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return np.argsort(place, kind="stable")
+
+
+def _every_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
+    """Mark a stratified fifth of the rows; exact duplicates are marked together, and no class is marked whole.
+
+    Args:
+        examples: Rows; a group of duplicates belongs to the class of its first row.
+        rng: Draws the groups.
+
+    Returns:
+        (B,) bool.
+    """
+    group_of: dict[Any, int] = {}
+    groups = np.array([group_of.setdefault(value, len(group_of)) for value in examples.inputs])
+    first_row = np.unique(groups, return_index=True)[1]
+    group_sizes = np.bincount(groups)
+    marked = np.zeros(len(first_row), dtype=bool)
+    for label in np.unique(examples.labels):
+        members = rng.permutation(np.flatnonzero(examples.labels[first_row] == label))
+        # Row counts before and after each group, shifted by a random phase: a group is marked when a multiple of five lies between.
+        ends = np.cumsum(group_sizes[members]) + rng.integers(5)
+        marked[members] = ends // 5 > (ends - group_sizes[members]) // 5
+        marked[members[:1]] = False
+    return marked[groups]

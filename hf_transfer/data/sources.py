@@ -1,0 +1,217 @@
+"""Splits of a dataset, from the Hub, local files or the package itself, as they were written: no row dropped, no column guessed."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+
+from hf_transfer.data.hub import cache_only
+from hf_transfer.errors import DataError, did_you_mean, listed
+
+EMBEDDED = "embedded:"
+"""Prefix of data and checkpoints that come with the package."""
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+def embedded_datasets() -> list[str]:
+    """Give the names of the datasets that come with the package."""
+    return sorted(folder.name for folder in EMBEDDED_FOLDER.iterdir() if folder.is_dir())
+
+
+def is_local(source: str) -> bool:
+    """Say whether a source is read without the network: an embedded name, or anything that can only be a path."""
+    return source.startswith(EMBEDDED) or os.path.exists(source) or _looks_like_path(source)
+
+
+def load_splits(source: str, config: str | None = None, revision: str | None = None, local_files_only: bool = False) -> dict[str, Dataset]:
+    """Load the splits a source has, of "train", "validation" and "test".
+
+    Args:
+        source: `embedded:NAME`, a file (becomes "train"), a folder with a file a split, or a Hub id.
+        config: Configuration of a Hub dataset.
+        revision: Revision of a Hub dataset.
+        local_files_only: Read a Hub dataset from the cache without asking the Hub.
+
+    Raises:
+        DataError: Nothing is there, it cannot be read, or it has no training split.
+    """
+    if source.startswith(EMBEDDED):
+        name = source.removeprefix(EMBEDDED)
+        if name not in embedded_datasets():
+            raise DataError(f"no embedded dataset '{name}': there are {listed(embedded_datasets())}{did_you_mean(name, embedded_datasets())}")
+        return _read_folder(EMBEDDED_FOLDER / name)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_folder(path)
+    if path.is_file():
+        return {"train": read_file(path)}
+    if _looks_like_path(source):
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings)}")
+    return _load_from_hub(source, config, revision, local_files_only)
+
+
+def read_file(path: Path) -> Dataset:
+    """Read one CSV, TSV, JSONL, JSON or Parquet file; every CSV value stays the text it is, "NA" and "" included.
+
+    Raises:
+        DataError: It is of no such kind, is not UTF-8, is malformed, or has no rows.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"cannot read {path}: expected one of {listed(SUFFIXES)}, found '{path.suffix}'")
+    try:
+        if suffix == ".parquet":
+            dataset = _read_parquet(path)
+        else:
+            _check_utf8(path)
+            dataset = _read_delimited(path, "\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else _read_json(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(dataset) == 0:
+        raise DataError(f"{path} holds no rows")
+    return dataset
+
+
+def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], optional: frozenset[tuple[str, str]]) -> dict[str, Dataset]:
+    """Keep the columns that play a role and name them by it.
+
+    Args:
+        splits: Split -> dataset.
+        columns: Role -> column.
+        optional: (split, role) pairs that may be absent.
+
+    Raises:
+        DataError: A column is missing; lists those found.
+    """
+    if len(set(columns.values())) < len(columns):
+        raise DataError(f"every role needs a column of its own, found {listed(f'{role}={column}' for role, column in columns.items())}")
+    selected = {}
+    for split, dataset in splits.items():
+        found = {role: column for role, column in columns.items() if column in dataset.column_names}
+        for role in columns.keys() - found.keys():
+            if (split, role) not in optional:
+                raise DataError(
+                    f"the {split} data has no column '{columns[role]}' for the role '{role}', it has {listed(dataset.column_names)}: "
+                    f"name it with --columns {role}=COLUMN{did_you_mean(columns[role], dataset.column_names)}"
+                )
+        selected[split] = dataset.select_columns(list(found.values())).rename_columns({column: role for role, column in found.items()})
+    return selected
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.lower().endswith(SUFFIXES) or source.count("/") > 1
+
+
+def _read_folder(folder: Path) -> dict[str, Dataset]:
+    """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        word = path.stem.lower().split("-")[0].split("_")[0].split(".")[0]
+        if path.suffix.lower() in SUFFIXES and word in SPLIT_NAMES:
+            files.setdefault(SPLIT_NAMES[word], []).append(path)
+    if "train" not in files:
+        found = [path.name for path in sorted(folder.iterdir())]
+        raise DataError(f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(SUFFIXES)}; found {listed(found) or 'nothing'}")
+    return {split: _concatenated(split, paths) for split, paths in files.items()}
+
+
+def _concatenated(split: str, paths: list[Path]) -> Dataset:
+    try:
+        return concatenate_datasets([read_file(path) for path in paths])
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"the files of split {split} do not fit together ({listed(path.name for path in paths)}): {error}") from None
+
+
+def _check_utf8(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8: line {number} holds the byte {line[error.start]:#04x}; save it as UTF-8") from None
+
+
+def _read_delimited(path: Path, separator: str) -> Dataset:
+    import pandas as pd
+
+    try:
+        # Text columns keep "NA", "007" and "" as they stand; `utf-8-sig` drops the mark that spreadsheet programs write.
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path} is empty: expected a header line and rows") from None
+    except (pd.errors.ParserError, ValueError) as error:
+        raise DataError(f"{path} is malformed: {' '.join(str(error).split())}") from None
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator")
+    return Dataset.from_dict({str(column): frame[column].tolist() for column in frame.columns})
+
+
+def _read_json(path: Path) -> Dataset:
+    rows = list(_json_rows(path))
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    values: dict[str, list[Any]] = {column: [row.get(column) for _, row in rows] for column in columns}
+    for column in columns:
+        kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in values[column] if value is not None}
+        if len(kinds) > 1:
+            raise DataError(f"{path}: column '{column}' mixes {listed(sorted(kinds))}; make every row the same type")
+    return Dataset.from_dict(values)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line or position, object) from JSON lines, or from one JSON array of objects."""
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        if text.lstrip().startswith("["):
+            numbered = list(enumerate(json.loads(text), 1))
+        else:
+            number = 0
+            numbered = []
+            # Only "\n" ends a line: str.splitlines would also cut at characters that may stand inside a JSON string.
+            for number, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    numbered.append((number, json.loads(line)))
+    except json.JSONDecodeError as error:
+        line_number = error.lineno if text.lstrip().startswith("[") else number
+        raise DataError(f"{path} is malformed: line {line_number}: {error.msg}") from None
+    for number, row in numbered:
+        if not isinstance(row, dict):
+            raise DataError(f"{path} is malformed: row {number} is {type(row).__name__}, expected an object")
+        yield number, row
+
+
+def _read_parquet(path: Path) -> Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return Dataset(pq.read_table(path))
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _load_from_hub(source: str, config: str | None, revision: str | None, local_files_only: bool) -> dict[str, Dataset]:
+    try:
+        with cache_only(local_files_only):
+            loaded = load_dataset(source, config, revision=revision)
+    except Exception as error:
+        # datasets raises a dozen types here (its own, huggingface_hub's, fsspec's, plain ValueError for a wrong configuration).
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"cannot load dataset '{source}'{f' (configuration {config})' if config else ''}: {reason or type(error).__name__}; "
+            "give another id, a local file or folder, or --embedded where the recipe has embedded data"
+        ) from error
+    if not isinstance(loaded, DatasetDict):
+        raise DataError(f"dataset '{source}' has no splits")
+    splits = {SPLIT_NAMES[name]: dataset for name, dataset in loaded.items() if name in SPLIT_NAMES}
+    if "train" not in splits:
+        raise DataError(f"dataset '{source}' has no training split, it has {listed(loaded)}")
+    return splits

@@ -1,0 +1,67 @@
+"""Every exception this package raises for a user's mistake, and the wording they share.
+
+The command line prints one of these as a single `error: ` sentence and exits with 2; anything else is a bug of ours and keeps its
+traceback. Each class is also a `ValueError` or a `RuntimeError`, so callers may catch what they already know.
+"""
+
+import difflib
+from collections.abc import Iterable
+from importlib import metadata
+
+
+class TransferError(Exception):
+    """Base of all errors that say: expected, found, what to do."""
+
+
+class ConfigError(TransferError, ValueError):
+    """A recipe, a flag or an argument that cannot be meant."""
+
+
+class DataError(TransferError, ValueError):
+    """Data that cannot be read or learned from."""
+
+
+class CheckpointError(TransferError, ValueError):
+    """A checkpoint that cannot be found, loaded or tuned as asked."""
+
+
+class RunFolderError(TransferError, RuntimeError):
+    """A run folder that cannot be written to or read."""
+
+
+class TrainingError(TransferError, RuntimeError):
+    """A training that cannot go on."""
+
+
+class InstallationError(TransferError, RuntimeError):
+    """An installation that lacks something, or holds something that breaks it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Give `"; did you mean 'x'?"` for the nearest known spelling, or an empty string."""
+    nearest = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def listed(names: Iterable[object], limit: int = 12) -> str:
+    """Give names as `a, b, c`, cut after `limit` of them."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+
+
+def check_no_name_clash() -> None:
+    """Refuse to run beside the unrelated PyPI package `hf-transfer`.
+
+    It installs the same import name `hf_transfer`, and whichever came last overwrites files of the other.
+
+    Raises:
+        InstallationError: `hf-transfer` is installed.
+    """
+    try:
+        metadata.distribution("hf-transfer")
+    except metadata.PackageNotFoundError:
+        return
+    raise InstallationError(
+        "the unrelated package 'hf-transfer' (a downloader) is installed and overwrites files of the import name hf_transfer: "
+        "run `pip uninstall -y hf-transfer`, then `pip install --force-reinstall --no-deps hf-transfer-recipes`"
+    )

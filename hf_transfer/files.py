@@ -1,0 +1,117 @@
+"""Where things lie in a run folder, and writes that are whole or absent.
+
+A write goes to a temporary name beside its target, is flushed to the disk and then renamed, so a reader (or a run that is killed)
+never meets half a file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.errors import RunFolderError
+
+RECIPE_FILE = "recipe.yaml"
+COMPARISON_FILE = "comparison.json"
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.parquet"
+MODEL_FOLDER = "model"
+SIDECAR_FILE = "hf_transfer.json"
+
+
+def cell_folder(run_folder: Path, arm: str, budget: int | str, seed: int) -> Path:
+    """Give the folder of one arm x budget x seed: `scratch/budget-512/seed-0`."""
+    return run_folder / arm / f"budget-{budget}" / f"seed-{seed}"
+
+
+def run_folder_of(model_folder: Path) -> Path | None:
+    """Give the run folder that a cell's `model/` folder lies in, or None where it was moved out of one."""
+    parents = model_folder.resolve().parents
+    return parents[3] if len(parents) > 3 and (parents[3] / RECIPE_FILE).is_file() else None
+
+
+def claim_run_folder(folder: Path) -> None:
+    """Create the folder of a new run.
+
+    Raises:
+        RunFolderError: It already holds something, or cannot be created or written to.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        what = "another run" if (folder / RECIPE_FILE).exists() else "files that are no run of ours"
+        raise RunFolderError(f"output folder {folder} already holds {what}: name another with --output-dir, or move this one away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunFolderError(f"cannot write to output folder {folder} ({error.strerror}): name another with --output-dir") from None
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Lend a temporary path; what was written there becomes `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+        _flush_to_disk(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Lend a temporary folder that becomes `path` (which must not exist) when the block ends without an error."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for written in temporary.rglob("*"):
+            # safetensors creates its files with mode 0600; a run folder is readable like any other.
+            written.chmod(0o755 if written.is_dir() else 0o644)
+            _flush_to_disk(written)
+        os.rename(temporary, path)
+        _flush_to_disk(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all. NaN and infinities are refused: they are no JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_of_files(paths: list[Path]) -> str:
+    """Give the SHA-256 of the files' bytes, in the order given, as hex digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,293 @@
+"""Recipes: what is trained on what, as plain frozen dataclasses with a YAML round trip.
+
+pydantic checks types and ranges whenever one is built, in Python or from YAML, and all problems come in one `ConfigError`. The string
+under a field says what it means and its unit.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from hf_transfer.errors import ConfigError, did_you_mean, listed
+
+T = TypeVar("T")
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+Init = Literal["pretrained", "scratch"]
+Tuning = Literal["full", "head", "lora", "top"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+@dataclass_transform(frozen_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass that checks its fields and raises every problem at once, as one `ConfigError`."""
+    checked: Any = checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    build: Callable[..., None] = checked.__init__
+
+    @functools.wraps(build)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            build(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(_one_sentence(checked, error)) from None
+
+    checked.__init__ = __init__
+    return checked
+
+
+@config
+class TextClassification:
+    """One label for a text."""
+
+    kind: Literal["text-classification"] = "text-classification"
+    text: str = "text"
+    """Column that holds the text."""
+    label: str = "label"
+    """Column that holds the label: a ClassLabel, an integer or a string."""
+    max_length: Annotated[int, Field(ge=4)] = 256
+    """Tokens a text is cut to, special tokens included."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column."""
+        return {"text": self.text, "label": self.label}
+
+
+Task = TextClassification
+"""Any task config. A further task joins it as a union told apart by `kind`."""
+
+
+@config
+class DataConfig:
+    """Where labelled rows come from."""
+
+    source: str | None = None
+    """Hub id, file (CSV, TSV, JSONL, JSON, Parquet), folder of train / validation / test files, or `embedded:NAME`."""
+    config: str | None = None
+    """Configuration of a Hub dataset."""
+    revision: str | None = None
+    """Revision of a Hub dataset."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Role -> column, over the task's own. `label_name` is the role of a column that names integer labels."""
+    label_names: list[str] | None = None
+    """Names of the classes: of integer labels by position, or all string labels there may be."""
+    drop_overlap: bool = False
+    """Drop training rows whose input stands in test too, letter for letter."""
+
+
+@config
+class LoRA:
+    """Low-rank adaptation (Hu et al. 2021, https://arxiv.org/abs/2106.09685); names as in `peft.LoraConfig`."""
+
+    r: Count = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Fraction = 0.05
+    target_modules: str | list[str] = "all-linear"
+    """"all-linear" (every Linear outside the head), names of modules, or one regular expression over full names."""
+    use_dora: bool = False
+    use_rslora: bool = False
+
+
+@config
+class Arm:
+    """One way of training."""
+
+    learning_rate: Positive
+    """Peak, after warmup."""
+    num_epochs: Count
+    init: Init = "pretrained"
+    tuning: Tuning = "full"
+    num_blocks: Count | None = None
+    """Blocks trained by tuning "top", counted from the last."""
+    lora: LoRA = dataclasses.field(default_factory=LoRA)
+    keep_head: bool = False
+    """Keep the checkpoint's output layer even where its label names are not the data's."""
+    weight_decay: NonNegative = 0.01
+
+    def __post_init__(self) -> None:
+        if (self.tuning == "top") != (self.num_blocks is not None):
+            raise ValueError("num_blocks belongs to tuning 'top', which needs it (how many of the last blocks train)")
+
+
+@config
+class TrainingConfig:
+    """How every arm of a recipe trains."""
+
+    batch_size: Count = 32
+    """Rows per update, over all processes."""
+    micro_batch_tokens: Count | None = None
+    """Padded tokens one forward and backward may hold; null = by the device, and written to the run's recipe.yaml."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the updates over which the learning rate rises."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warmup."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (betas 0.9, 0.999), or SGD with momentum 0.9."""
+    max_grad_norm: Positive | None = 1.0
+    """The gradient is scaled down to this norm; null = never."""
+    dropout: Fraction | None = None
+    """Probability for every dropout of the backbone and head; null = the checkpoint's own."""
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    """Weight of a row's loss by its class: "balanced" = rows / (classes x rows of the class), or by label name (others 1)."""
+    early_stopping_patience: Count | None = None
+    """Epochs without a better validation loss before an arm stops; null = run all epochs."""
+    precision: Precision = "auto"
+    """"auto" = bf16 where the hardware multiplies it, else fp32."""
+
+
+def default_arms() -> dict[str, Arm]:
+    """Give the four standard arms, as the newsgroups recipe measured them for a small encoder."""
+    return {
+        "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=15),
+        "head": Arm(tuning="head", learning_rate=5e-3, num_epochs=10),
+        "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
+        "full": Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
+    }
+
+
+DEFAULT_ARMS = ("scratch", "head", "lora", "full")
+"""The arms a run trains where none are named; a recipe may hold more."""
+
+
+@config
+class Recipe:
+    """A named task + data + checkpoint + arms + training settings."""
+
+    name: Name
+    task: Task = dataclasses.field(default_factory=TextClassification)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    checkpoint: str = "answerdotai/ModernBERT-base"
+    """Hub id, local folder, or `embedded:NAME`."""
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)] = dataclasses.field(default_factory=default_arms)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        roles = [*self.task.columns, "label_name"]
+        if unknown := [role for role in self.data.columns if role not in roles]:
+            raise ValueError(f"data.columns: unknown role '{unknown[0]}', roles are {listed(roles)}{did_you_mean(unknown[0], roles)}")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column: the task's own, then what `data.columns` changes."""
+        return self.task.columns | self.data.columns
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a recipe from what `to_dict` gives, every problem raised at once as a `ConfigError`."""
+        return cls(**{str(key): value for key, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give nested dicts, lists and plain values: what YAML holds."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def override(self, changes: Mapping[str, Any]) -> Self:
+        """Give a copy with fields changed, named by dotted path: `{"arms.lora.lora.r": 16}`.
+
+        Raises:
+            ConfigError: A path leads nowhere, or a value cannot be meant.
+        """
+        values = self.to_dict()
+        for path, value in changes.items():
+            _set_at(values, path, value)
+        return self.from_dict(values)
+
+    def merge(self, changes: Mapping[str, Any]) -> Self:
+        """Give a copy with the nested `changes` laid over it, key by key."""
+        return self.from_dict(_merged(self.to_dict(), changes))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML in UTF-8, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file {path} must hold a mapping of recipe fields, found {type(values).__name__}")
+    return values
+
+
+def _set_at(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a value at a dotted path, in place. The last key may be new: the dataclass then says whether it knows it."""
+    *parents, last = path.split(".")
+    here: Any = values
+    for depth, key in enumerate(parents):
+        if not isinstance(here, dict) or key not in here:
+            known = list(here) if isinstance(here, dict) else []
+            where = ".".join(parents[:depth]) or "the recipe"
+            raise ConfigError(f"cannot set {path}: {where} has no '{key}', it has {listed(known) or 'no keys'}{did_you_mean(key, known)}")
+        here = here[key]
+    if not isinstance(here, dict):
+        raise ConfigError(f"cannot set {path}: {'.'.join(parents)} is a plain value")
+    here[last] = value
+
+
+def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _one_sentence(cls: type, error: ValidationError) -> str:
+    """Put every problem pydantic found in `cls` into one sentence."""
+    problems = list(dict.fromkeys(_problem(cls, detail) for detail in error.errors(include_url=False)))
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems in the {cls.__name__}: " + "; ".join(problems)
+
+
+def _problem(cls: type, detail: Any) -> str:
+    # Members of a union add their own name to the location; only keys of the user's own remain.
+    location = [str(part) for part in detail["loc"]]
+    where = ".".join(part for part in location if not part.startswith(("constrained-", "function-", "literal[", "dict[", "list[")))
+    found = detail["input"]
+    match detail["type"]:
+        case "unexpected_keyword_argument":
+            known = [field.name for field in _fields_at(cls, location[:-1])]
+            return f"{where}: unknown key{did_you_mean(location[-1], known) or f', known are {listed(known)}'}"
+        case "missing":
+            return f"{where}: missing"
+        case "value_error":
+            message = str(detail["ctx"]["error"])
+            return f"{where}: {message}" if where else message
+        case "literal_error":
+            choices = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
+            return f"{where}: expected {detail['ctx']['expected']}, found {found!r}{did_you_mean(str(found), choices)}"
+        case _:
+            expected = detail["msg"].removeprefix("Input should be ")
+            return f"{where}: expected {'a value ' if expected.startswith(('greater', 'less')) else ''}{expected}, found {found!r}"
+
+
+def _fields_at(cls: Any, location: list[str]) -> tuple[dataclasses.Field[Any], ...]:
+    """Give the fields of the dataclass at a location below `cls`, or none where it is no dataclass."""
+    for key in location:
+        if dataclasses.is_dataclass(cls):
+            cls = typing.get_type_hints(cls).get(key)
+        elif typing.get_origin(cls) is dict:
+            cls = typing.get_args(cls)[1]
+        if isinstance(cls, types.UnionType):
+            cls = next((option for option in typing.get_args(cls) if dataclasses.is_dataclass(option)), None)
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
