@@ -93,7 +93,7 @@ class LoRA:
 
     r: Count = 16
     lora_alpha: Positive = 32
-    lora_dropout: Fraction = 0.05
+    lora_dropout: Fraction = 0.0
     target_modules: str | list[str] = "all-linear"
     """"all-linear" (every Linear outside the head), names of modules, or one regular expression over full names."""
     use_dora: bool = False

@@ -1,4 +1,4 @@
-"""Whether the Hub can be asked at all, found out once and in seconds; imports no Hugging Face library until it must."""
+"""What needs the Hub, and whether the Hub answers at all: found out once and in seconds, before any Hugging Face library is imported."""
 
 import functools
 import os
@@ -7,8 +7,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+EMBEDDED = "embedded:"
+"""Prefix of data and checkpoints that come with the package."""
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 PROBE_SECONDS = 4.0
+
+
+def is_local_dataset(source: str) -> bool:
+    """Say whether a data source is read without the network: an embedded name, or anything that can only be a path."""
+    return is_local_checkpoint(source) or Path(source).exists() or source.lower().endswith(DATA_SUFFIXES)
+
+
+def is_local_checkpoint(name: str) -> bool:
+    """Say whether a checkpoint is loaded without the network: an embedded name, a folder, or anything that can only be a path."""
+    return name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
 
 
 def is_offline() -> bool:

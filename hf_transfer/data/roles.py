@@ -81,7 +81,7 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     if test is None and validation is not None:
         test, validation = validation, None
     elif test is None:
-        in_test = _every_fifth(train, np.random.default_rng(TEST_SEED))
+        in_test = _mark_fifth(train, np.random.default_rng(TEST_SEED))
         train, test = train.take(np.flatnonzero(~in_test)), train.take(np.flatnonzero(in_test))
     if max_test_rows is not None and max_test_rows < len(test):
         test = test.take(np.sort(np.random.default_rng(TEST_SEED).permutation(len(test))[:max_test_rows]))
@@ -111,7 +111,7 @@ def check_budget(corpus: Corpus, budget: Budget) -> None:
         raise DataError(f"a budget of {budget} rows is too small for {num_classes} classes: at least {2 * num_classes} are needed")
 
 
-def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[Examples, Examples]:
+def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Draw the training and validation rows of one budget and seed.
 
     A fifth of the budget validates, stratified as far as it goes; the rest trains, one row a class first. A budget holds exactly that
@@ -124,20 +124,25 @@ def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[Examples, Examples]
         seed: Draws the rows.
 
     Returns:
-        Training and validation rows.
+        Positions in `corpus.train` that train, and that validate (None: the data's own validation split does).
+
+    Raises:
+        DataError: No row is left to validate on.
     """
     if budget == "all" and corpus.validation is not None:
-        return corpus.train, corpus.validation
+        return np.arange(len(corpus.train)), None
     rng = np.random.default_rng([seed, 0])
-    in_validation = _every_fifth(corpus.train, rng)
+    in_validation = _mark_fifth(corpus.train, rng)
     order = _stratified_order(corpus.train.labels, rng)
     validation, train = order[in_validation[order]], order[~in_validation[order]]
+    if len(validation) == 0:
+        raise DataError("no training row can be set aside for validation: every class holds one text, repeated or alone")
     is_first = np.zeros(len(train), dtype=bool)
     is_first[np.unique(corpus.train.labels[train], return_index=True)[1]] = True
     train = np.concatenate([train[is_first], train[~is_first]])
     num_rows = len(order) if budget == "all" else budget
-    num_validation = max(min(num_rows // 5, len(validation)), num_rows - len(train))
-    return corpus.train.take(train[: num_rows - num_validation]), corpus.train.take(validation[:num_validation])
+    num_validation = max(min(max(1, num_rows // 5), len(validation)), num_rows - len(train))
+    return train[: num_rows - num_validation], validation[:num_validation]
 
 
 def _stratified_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -159,8 +164,10 @@ def _stratified_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return np.argsort(place, kind="stable")
 
 
-def _every_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
-    """Mark a stratified fifth of the rows; exact duplicates are marked together, and no class is marked whole.
+def _mark_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
+    """Mark a stratified fifth of the rows; exact duplicates are marked together, and every class keeps a text unmarked.
+
+    Each class gives a fifth of its rows, rounded so that the sum is a fifth of all (largest remainders first, ties by lot).
 
     Args:
         examples: Rows; a group of duplicates belongs to the class of its first row.
@@ -171,13 +178,18 @@ def _every_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
     """
     group_of: dict[Any, int] = {}
     groups = np.array([group_of.setdefault(value, len(group_of)) for value in examples.inputs])
-    first_row = np.unique(groups, return_index=True)[1]
     group_sizes = np.bincount(groups)
-    marked = np.zeros(len(first_row), dtype=bool)
-    for label in np.unique(examples.labels):
-        members = rng.permutation(np.flatnonzero(examples.labels[first_row] == label))
-        # Row counts before and after each group, shifted by a random phase: a group is marked when a multiple of five lies between.
-        ends = np.cumsum(group_sizes[members]) + rng.integers(5)
-        marked[members] = ends // 5 > (ends - group_sizes[members]) // 5
-        marked[members[:1]] = False
+    group_labels = examples.labels[np.unique(groups, return_index=True)[1]]
+    classes, class_of = np.unique(group_labels, return_inverse=True)
+    fifths = np.bincount(class_of, weights=group_sizes) / 5
+    # A class of one text has none to give.
+    fifths[np.bincount(class_of) < 2] = 0
+    quotas = np.floor(fifths).astype(int)
+    missing = max(1, len(examples) // 5) - quotas.sum()
+    by_remainder = np.lexsort((rng.random(len(classes)), quotas - fifths))
+    quotas[[index for index in by_remainder if fifths[index] > 0][:missing]] += 1
+    marked = np.zeros(len(group_sizes), dtype=bool)
+    for index, quota in enumerate(quotas):
+        members = rng.permutation(np.flatnonzero(class_of == index))[1:]
+        marked[members[np.cumsum(group_sizes[members]) <= quota]] = True
     return marked[groups]

@@ -1,32 +1,23 @@
 """Splits of a dataset, from the Hub, local files or the package itself, as they were written: no row dropped, no column guessed."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
-from hf_transfer.data.hub import cache_only
+from hf_transfer.data.hub import DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
 from hf_transfer.errors import DataError, did_you_mean, listed
 
-EMBEDDED = "embedded:"
-"""Prefix of data and checkpoints that come with the package."""
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def embedded_datasets() -> list[str]:
     """Give the names of the datasets that come with the package."""
     return sorted(folder.name for folder in EMBEDDED_FOLDER.iterdir() if folder.is_dir())
-
-
-def is_local(source: str) -> bool:
-    """Say whether a source is read without the network: an embedded name, or anything that can only be a path."""
-    return source.startswith(EMBEDDED) or os.path.exists(source) or _looks_like_path(source)
 
 
 def load_splits(source: str, config: str | None = None, revision: str | None = None, local_files_only: bool = False) -> dict[str, Dataset]:
@@ -51,7 +42,7 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
         return _read_folder(path)
     if path.is_file():
         return {"train": read_file(path)}
-    if _looks_like_path(source):
+    if is_local_dataset(source):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings)}")
     return _load_from_hub(source, config, revision, local_files_only)
@@ -64,8 +55,8 @@ def read_file(path: Path) -> Dataset:
         DataError: It is of no such kind, is not UTF-8, is malformed, or has no rows.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"cannot read {path}: expected one of {listed(SUFFIXES)}, found '{path.suffix}'")
+    if suffix not in DATA_SUFFIXES:
+        raise DataError(f"cannot read {path}: expected one of {listed(DATA_SUFFIXES)}, found '{path.suffix}'")
     try:
         if suffix == ".parquet":
             dataset = _read_parquet(path)
@@ -105,20 +96,16 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
     return selected
 
 
-def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.lower().endswith(SUFFIXES) or source.count("/") > 1
-
-
 def _read_folder(folder: Path) -> dict[str, Dataset]:
     """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         word = path.stem.lower().split("-")[0].split("_")[0].split(".")[0]
-        if path.suffix.lower() in SUFFIXES and word in SPLIT_NAMES:
+        if path.suffix.lower() in DATA_SUFFIXES and word in SPLIT_NAMES:
             files.setdefault(SPLIT_NAMES[word], []).append(path)
     if "train" not in files:
         found = [path.name for path in sorted(folder.iterdir())]
-        raise DataError(f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(SUFFIXES)}; found {listed(found) or 'nothing'}")
+        raise DataError(f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(DATA_SUFFIXES)}; found {listed(found) or 'nothing'}")
     return {split: _concatenated(split, paths) for split, paths in files.items()}
 
 

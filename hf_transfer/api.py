@@ -1,0 +1,232 @@
+"""What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset
+from hf_transfer.errors import ConfigError, RunFolderError, check_no_name_clash, did_you_mean, listed
+from hf_transfer.files import COMPARISON_FILE, MODEL_FOLDER, RECIPE_FILE, RESULT_FILE, cell_folder, read_json
+from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
+
+if TYPE_CHECKING:
+    from hf_transfer.models.saved import SavedModel
+
+EMBEDDED_TEXT_CHECKPOINT = EMBEDDED + "all-MiniLM-L6-v2"
+OWN_DATA_RECIPES = {"text": Recipe(name="text")}
+"""For a user's own data: everything but the data, which must be given."""
+
+
+def run(
+    recipe: Recipe,
+    arms: Sequence[str] | None = None,
+    budgets: Sequence[int | str] = ("all",),
+    seeds: Sequence[int] = (0,),
+    output_dir: str | Path | None = None,
+    max_test_rows: int | None = None,
+) -> "Comparison":
+    """Train arms x budgets x seeds of a recipe and compare them.
+
+    Args:
+        recipe: What to train.
+        arms: Names of its arms; None = scratch, head, lora and full, as far as it has them.
+        budgets: Numbers of labelled rows (training and validation together), or "all".
+        seeds: One training each.
+        output_dir: The run folder, which must not hold anything yet; None = `runs/NAME`.
+        max_test_rows: Size of a fixed random sample of the test rows; None = all.
+
+    Raises:
+        TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or a training that cannot go on.
+    """
+    check_no_name_clash()
+    arms = _check_arms(recipe, arms)
+    if recipe.data.source is None:
+        raise ConfigError(f"recipe {recipe.name} names no data: give --dataset ID_OR_PATH (in Python: ht.DataConfig(ID_OR_PATH))")
+    for name, values in (("budget", budgets), ("seed", seeds)):
+        if not values:
+            raise ConfigError(f"a run needs at least one {name}")
+    for seed in seeds:
+        if seed < 0:
+            raise ConfigError(f"seeds must be 0 or more, found {seed}")
+    if max_test_rows is not None and max_test_rows < 1:
+        raise ConfigError(f"max_test_rows must be at least 1, found {max_test_rows}")
+    is_local = is_local_checkpoint(recipe.checkpoint) and is_local_dataset(recipe.data.source)
+
+    from hf_transfer.evidence.grid import run_grid
+
+    folder = Path(output_dir if output_dir is not None else Path("runs") / recipe.name)
+    run_grid(recipe, arms, _check_budgets(budgets), _unique(seeds), folder, max_test_rows, local_files_only=is_local or not hub_answers())
+    return Comparison(folder)
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Give a recipe by its name, by the Python file that holds it as `RECIPE`, by a YAML file, or "text" for your own data.
+
+    Raises:
+        ConfigError: There is no such recipe; suggests the nearest.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return Recipe.from_dict({key: value for key, value in read_yaml(path).items() if key != "run"})
+    if path.suffix != ".py":
+        if str(name) in OWN_DATA_RECIPES:
+            return OWN_DATA_RECIPES[str(name)]
+        path = _recipes_folder() / f"{name}.py"
+        known = [*recipe_names(), *OWN_DATA_RECIPES]
+        if str(name) not in known:
+            raise ConfigError(f"no recipe '{name}': there are {listed(known)}, or give a .py or .yaml file{did_you_mean(str(name), known)}")
+    if not path.is_file():
+        raise ConfigError(f"recipe file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(f"hf_transfer_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "RECIPE", None), Recipe):
+        raise ConfigError(f"recipe file {path} must define RECIPE = ht.Recipe(...)")
+    return module.RECIPE
+
+
+def recipe_names() -> list[str]:
+    """Give the names of the recipes that come with the package."""
+    return sorted(path.stem for path in _recipes_folder().glob("*.py"))
+
+
+def embed(recipe: Recipe, data: bool = True, checkpoint: bool = True) -> Recipe:
+    """Swap in the data of the same name and the checkpoint that come with the package."""
+    changes: dict[str, Any] = {"checkpoint": EMBEDDED_TEXT_CHECKPOINT} if checkpoint else {}
+    if data:
+        changes["data"] = {"source": EMBEDDED + recipe.name, "columns": {role: role for role in recipe.task.columns}}
+    return recipe.override(changes)
+
+
+def load(name: str | Path, base: str | None = None) -> "Model":
+    """Give a trained model: from a run folder (the recommended arm), a cell's or a model's folder, or a Hub id.
+
+    Args:
+        name: Folder or Hub id.
+        base: Checkpoint that an adapter belongs to; None finds it by the hash the adapter remembers.
+
+    Raises:
+        CheckpointError: There is no such model, or its base is nowhere.
+    """
+    check_no_name_clash()
+    folder = Path(name)
+    if (folder / COMPARISON_FILE).is_file():
+        return Comparison(folder).best(base)
+    if (folder / RESULT_FILE).is_file():
+        folder = folder / MODEL_FOLDER
+
+    from hf_transfer.models.saved import load_saved
+
+    return Model(load_saved(str(folder if folder.is_dir() else name), base))
+
+
+class Comparison:
+    """What a finished run found.
+
+    Attributes:
+        folder: The run folder.
+        values: What its `comparison.json` holds.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / COMPARISON_FILE).is_file():
+            raise RunFolderError(f"{self.folder} holds no {COMPARISON_FILE}: expected the folder of a finished run")
+        self.values: dict[str, Any] = read_json(self.folder / COMPARISON_FILE)
+
+    def table(self) -> str:
+        """Give the comparison as text: scores, gains over scratch, cost, and which arm to ship."""
+        from hf_transfer.evidence.table import render_table
+
+        run = read_yaml(self.folder / RECIPE_FILE)["run"]
+        cells = [cell_folder(self.folder, arm, budget, seed) for budget in run["budgets"] for arm in run["arms"] for seed in run["seeds"]]
+        return render_table(self.values, [read_json(cell / RESULT_FILE) for cell in cells])
+
+    def best(self, base: str | None = None) -> "Model":
+        """Give the model of the recommended arm, budget and seed."""
+        chosen = self.values["recommendation"]
+        return load(cell_folder(self.folder, chosen["arm"], chosen["budget"], chosen["seed"]) / MODEL_FOLDER, base)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model to predict with."""
+
+    saved: "SavedModel"
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names by class id, (C,)."""
+        return self.saved.sidecar.labels
+
+    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Predict a label for each text, in fp32.
+
+        Args:
+            texts: (B,) texts; an empty one is predicted like any other.
+
+        Returns:
+            (B,) of `{"label", "score" (its probability), "probabilities" (label -> probability)}`.
+
+        Raises:
+            ConfigError: `texts` is no list of texts.
+        """
+        import functools
+
+        from hf_transfer.evaluation.prediction import predict_logits
+        from hf_transfer.tasks import functions_of
+        from hf_transfer.training.device import CPU_MICRO_BATCH_TOKENS
+
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"predict takes a list of texts, found {type(texts).__name__}: predict([text])")
+        if not texts:
+            return []
+        task = functions_of(self.saved.task)
+        rows = task.encode(self.saved.tokenizer, [text.strip() for text in texts], self.saved.task.max_length)
+        collate = functools.partial(task.collate, tokenizer=self.saved.tokenizer)
+        probabilities = task.probabilities(predict_logits(self.saved.model, rows, collate, CPU_MICRO_BATCH_TOKENS))
+        return [
+            {
+                "label": self.labels[row.argmax()],
+                "score": float(row.max()),
+                "probabilities": dict(zip(self.labels, map(float, row), strict=True)),
+            }
+            for row in probabilities
+        ]
+
+
+def _recipes_folder() -> Path:
+    """Give the folder of recipes: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def _check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
+    if arms is None:
+        arms = [name for name in DEFAULT_ARMS if name in recipe.arms] or list(recipe.arms)
+    for name in arms:
+        if name not in recipe.arms:
+            raise ConfigError(f"recipe {recipe.name} has no arm '{name}', it has {listed(recipe.arms)}{did_you_mean(name, recipe.arms)}")
+    if not arms:
+        raise ConfigError("a run needs at least one arm")
+    return _unique(arms)
+
+
+def _check_budgets(budgets: Sequence[int | str]) -> list[Any]:
+    checked: list[int | str] = []
+    for budget in budgets:
+        if str(budget) == "all":
+            checked.append("all")
+        elif str(budget).isdigit() and int(budget) > 0:
+            checked.append(int(budget))
+        else:
+            raise ConfigError(f"a budget is a number of rows above 0, or 'all', found '{budget}'")
+    return _unique(checked)
+
+
+def _unique(values: Sequence[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))

@@ -1,0 +1,71 @@
+"""Every cell of a run, arms x budgets x seeds, and the comparison at its end."""
+
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from hf_transfer.data.roles import Budget
+from hf_transfer.evidence.cell import run_cell
+from hf_transfer.evidence.comparison import compare, read_cells
+from hf_transfer.evidence.study import Study, prepare_study
+from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, cell_folder, claim_run_folder, write_json, write_text
+from hf_transfer.recipe import Recipe
+from hf_transfer.training.device import default_micro_batch_tokens, make_accelerator
+
+
+def run_grid(
+    recipe: Recipe,
+    arms: Sequence[str],
+    budgets: Sequence[Budget],
+    seeds: Sequence[int],
+    output_dir: Path,
+    max_test_rows: int | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Train every cell and write the run folder; nothing is written before the whole run is known to be possible.
+
+    Args:
+        recipe: What to train.
+        arms: Names of arms of the recipe.
+        budgets: Rows, or "all".
+        seeds: One training each.
+        output_dir: The run folder; must hold nothing yet.
+        max_test_rows: Sample size of the test rows, None = all.
+        local_files_only: Take Hub ids from the cache.
+
+    Raises:
+        TransferError: A mistake in recipe, data, checkpoint or folder, or a training that cannot go on.
+    """
+    accelerator = make_accelerator(recipe.training.precision)
+    max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
+    resolved = recipe.override({"training.micro_batch_tokens": max_tokens})
+    study = prepare_study(resolved, arms, budgets, accelerator, max_tokens, max_test_rows, local_files_only)
+    if accelerator.is_main_process:
+        claim_run_folder(output_dir)
+        run = {"arms": list(arms), "budgets": list(budgets), "seeds": list(seeds), "max_test_rows": max_test_rows}
+        write_text(output_dir / RECIPE_FILE, yaml.safe_dump(resolved.to_dict() | {"run": run}, sort_keys=False, allow_unicode=True))
+        _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
+    accelerator.wait_for_everyone()
+    for budget, seed, arm in itertools.product(budgets, seeds, arms):
+        run_cell(study, arm, budget, seed, cell_folder(output_dir, arm, budget, seed))
+    if accelerator.is_main_process:
+        write_json(output_dir / COMPARISON_FILE, compare(read_cells(output_dir, arms, budgets, seeds)))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _describe(study: Study, num_cells: int, output_dir: Path) -> str:
+    corpus, recipe = study.corpus, study.recipe
+    validation = f", {len(corpus.validation):,} of its own validate under the budget all" if corpus.validation else ""
+    return (
+        f"{recipe.name}: {len(corpus.train):,} rows to draw from{validation}, {len(corpus.test):,} test rows, {len(study.labels)} labels "
+        f"({corpus.dropped_rows} training rows dropped, {corpus.overlap_rows} stand in test too)\n"
+        f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {num_cells} trainings into {output_dir}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

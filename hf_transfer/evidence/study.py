@@ -1,0 +1,130 @@
+"""All that the cells of one run share: data with fixed roles, encoded once; the checkpoint's architecture; the devices."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hf_transfer.data.roles import Budget, Corpus, check_budget, fix_test
+from hf_transfer.data.sources import load_splits
+from hf_transfer.errors import ConfigError, did_you_mean, listed
+from hf_transfer.evaluation.prediction import Collate
+from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
+from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.models.tuning import apply_tuning
+from hf_transfer.recipe import Arm, Recipe
+from hf_transfer.tasks import functions_of
+
+
+@dataclass(frozen=True)
+class Study:
+    """Data, architecture and devices of one run."""
+
+    recipe: Recipe
+    labels: list[str]
+    """(C,), by class id."""
+    corpus: Corpus
+    train_rows: list[np.ndarray]
+    """Encoded `corpus.train`, each (L_i,)."""
+    validation_rows: list[np.ndarray]
+    """Encoded `corpus.validation`; empty where the data has none."""
+    test_rows: list[np.ndarray]
+    """Encoded `corpus.test`."""
+    architecture: Architecture
+    accelerator: Accelerator
+    max_tokens: int
+    """Padded tokens of a micro-batch."""
+
+    @property
+    def task(self) -> ModuleType:
+        """The task's functions."""
+        return functions_of(self.recipe.task)
+
+    @property
+    def collate(self) -> Collate:
+        """Rows -> forward arguments."""
+        return functools.partial(self.task.collate, tokenizer=self.architecture.checkpoint.tokenizer)
+
+
+def prepare_study(
+    recipe: Recipe,
+    arms: Sequence[str],
+    budgets: Sequence[Budget],
+    accelerator: Accelerator,
+    max_tokens: int,
+    max_test_rows: int | None = None,
+    local_files_only: bool = False,
+) -> Study:
+    """Load, check and encode everything a run needs, so that a mistake shows before any training.
+
+    Args:
+        recipe: What to train; `recipe.data.source` is given.
+        arms: Names of the arms that will run.
+        budgets: Budgets that will run.
+        accelerator: Devices and processes.
+        max_tokens: Padded tokens of a micro-batch.
+        max_test_rows: Sample size of the test rows, None = all.
+        local_files_only: Take Hub ids from the cache.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: What is wrong, in one sentence.
+    """
+    assert recipe.data.source is not None
+    task = functions_of(recipe.task)
+    checkpoint = open_checkpoint(recipe.checkpoint, local_files_only)
+    max_length = recipe.task.max_length
+    if checkpoint.max_length is not None and max_length > checkpoint.max_length:
+        raise ConfigError(f"max_length {max_length} is more than the {checkpoint.max_length} tokens checkpoint {checkpoint.name} can read: lower --max-length")
+    splits = load_splits(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
+    labels, examples = task.read(splits, recipe.columns, recipe.data.label_names)
+    _check_class_weights(recipe, labels)
+    corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
+    for budget in budgets:
+        check_budget(corpus, budget)
+    architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout)
+    for name in arms:
+        check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE)
+    encode = functools.partial(task.encode, checkpoint.tokenizer, max_length=max_length)
+    return Study(
+        recipe=recipe,
+        labels=labels,
+        corpus=corpus,
+        train_rows=encode(corpus.train.inputs),
+        validation_rows=encode(corpus.validation.inputs) if corpus.validation else [],
+        test_rows=encode(corpus.test.inputs),
+        architecture=architecture,
+        accelerator=accelerator,
+        max_tokens=max_tokens,
+    )
+
+
+def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: str) -> torch.nn.Module:
+    """Build the model of an arm, what trains marked.
+
+    Raises:
+        CheckpointError: The architecture cannot do it.
+    """
+    model = build_model(architecture, arm.init, seed, arm.keep_head)
+    torch.manual_seed(seed)
+    return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
+
+
+def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None:
+    """Refuse an arm that the architecture cannot do, without allocating a model.
+
+    Raises:
+        CheckpointError: Why not.
+    """
+    if arm.keep_head:
+        build_model(architecture, arm.init, 0, keep_head=True)
+    apply_tuning(build_meta_model(architecture), architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
+
+
+def _check_class_weights(recipe: Recipe, labels: Sequence[str]) -> None:
+    weights = recipe.training.class_weights
+    if isinstance(weights, dict) and (unknown := sorted(set(weights) - set(labels))):
+        raise ConfigError(f"class_weights names '{unknown[0]}', labels are {listed(labels)}{did_you_mean(unknown[0], labels)}")

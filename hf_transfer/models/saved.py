@@ -1,0 +1,133 @@
+"""A trained arm on disk, and a model again: weights as transformers or PEFT save them, beside a sidecar with what neither keeps."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
+from hf_transfer.errors import CheckpointError
+from hf_transfer.files import RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
+from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
+from hf_transfer.models.checkpoint import (
+    EMBEDDED_CHECKPOINTS,
+    find_checkpoint_folder,
+    load_tokenizer,
+    open_checkpoint,
+    sha256_of_weights,
+)
+from hf_transfer.models.tuning import quiet_peft
+from hf_transfer.recipe import Task, read_yaml
+from hf_transfer.tasks import functions_of
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What a saved model needs beside its weights; written as `hf_transfer.json`."""
+
+    task: dict[str, Any]
+    """The task config: kind, columns, lengths."""
+    labels: list[str]
+    """(C,), by class id. An adapter keeps neither their number nor their names."""
+    base_checkpoint: str
+    """Hub id, or the last component of a local path; never an absolute path."""
+    base_revision: str | None
+    base_sha256: str
+    """Hash of the base's weight files."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model read back, in eval mode and fp32."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    sidecar: Sidecar
+
+    @property
+    def task(self) -> Task:
+        """The task it was trained for."""
+        return Task(**self.sidecar.task)
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sidecar: Sidecar, folder: Path) -> None:
+    """Save a model (an adapter with its head, where it is a `PeftModel`), its tokenizer and its sidecar; whole or not at all."""
+    with atomic_folder(folder) as temporary:
+        if isinstance(model, PeftModel):
+            # PEFT would write a local path here, and a generic card.
+            for adapter in model.peft_config.values():
+                adapter.base_model_name_or_path = sidecar.base_checkpoint
+                adapter.revision = sidecar.base_revision
+            model.save_pretrained(temporary, save_embedding_layers=False)
+            (temporary / "README.md").unlink(missing_ok=True)
+        else:
+            with quiet_loading():
+                model.save_pretrained(temporary)  # type: ignore[operator]
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / SIDECAR_FILE, asdict(sidecar))
+
+
+def load_saved(name: str, base: str | None = None) -> SavedModel:
+    """Read a saved arm.
+
+    Args:
+        name: A `model/` folder, or a Hub id.
+        base: Checkpoint an adapter belongs to; None finds it by the sidecar.
+
+    Raises:
+        CheckpointError: There is no such folder or id, no sidecar, or no base with the right weights.
+    """
+    folder = find_checkpoint_folder(name, local_files_only=not is_local_checkpoint(name) and not hub_answers())
+    if not (folder / SIDECAR_FILE).exists():
+        raise CheckpointError(f"{name} holds no {SIDECAR_FILE}: expected the model/ folder of a run, or what was pushed from one")
+    sidecar = Sidecar(**read_json(folder / SIDECAR_FILE))
+    task = Task(**sidecar.task)
+    tokenizer = load_tokenizer(folder, name)
+    auto_model = functions_of(task).AUTO_MODEL
+    if (folder / "adapter_config.json").exists():
+        checkpoint = open_checkpoint(base or _find_base(folder, sidecar))
+        config = labelled_config(checkpoint.config, sidecar.labels)
+        plain = build_model(Architecture(checkpoint, auto_model, config, frozenset(), frozenset()), "pretrained", seed=0)
+        with quiet_peft():
+            model: nn.Module = PeftModel.from_pretrained(plain, str(folder))  # type: ignore[arg-type]
+    else:
+        with quiet_loading():
+            model = auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    return SavedModel(model.eval(), tokenizer, sidecar)
+
+
+def _find_base(folder: Path, sidecar: Sidecar) -> str:
+    """Find a checkpoint whose weights are those the adapter was trained on.
+
+    Asked in turn: what the run was started from, the embedded package, the cache or the Hub.
+
+    Raises:
+        CheckpointError: None of them has these weights.
+    """
+    for candidate in _base_candidates(folder, sidecar):
+        try:
+            if sha256_of_weights(find_checkpoint_folder(candidate, local_files_only=not hub_answers())) == sidecar.base_sha256:
+                return candidate
+        except ValueError:
+            continue
+    raise CheckpointError(
+        f"cannot find the base of adapter {folder}: it was trained on {sidecar.base_checkpoint} (weights {sidecar.base_sha256[:12]}), which is "
+        "neither in the run's recipe, nor embedded, nor in the cache or on the Hub; give its folder as base="
+    )
+
+
+def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
+    run_folder = run_folder_of(folder)
+    if run_folder is not None:
+        started_from = read_yaml(run_folder / RECIPE_FILE).get("checkpoint", "")
+        if is_local_checkpoint(started_from):
+            yield started_from
+    for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
+        if hub_id == sidecar.base_checkpoint:
+            yield EMBEDDED + name
+    yield sidecar.base_checkpoint

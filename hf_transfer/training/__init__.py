@@ -1,0 +1,1 @@
+"""Training: the update plan (which rows when), optimizer and schedule, and the loop."""

@@ -1,0 +1,63 @@
+"""What the hardware does well: precision "auto", padded tokens of a micro-batch, peak memory."""
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hf_transfer.errors import ConfigError
+
+CPU_MICRO_BATCH_TOKENS = 1024
+GPU_MICRO_BATCH_TOKENS = 8192
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Make the Accelerator of a run, which says the device, the processes and the precision.
+
+    Raises:
+        ConfigError: The device cannot do the precision.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    resolved = auto_precision() if precision == "auto" else precision
+    if resolved == "fp16" and on_cpu:
+        raise ConfigError("precision fp16 needs a GPU, found a CPU only: take auto, bf16 or fp32")
+    return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, cpu=on_cpu)
+
+
+def auto_precision() -> str:
+    """Give "bf16" where the hardware multiplies bf16 (recent GPUs; CPUs with AVX512-BF16 or AMX), else "fp32"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if torch.accelerator.is_available():
+        return "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def default_micro_batch_tokens(accelerator: Accelerator) -> int:
+    """Give the padded tokens of a micro-batch: constants, never a stopwatch, so that runs repeat bit for bit."""
+    return CPU_MICRO_BATCH_TOKENS if accelerator.device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
+
+
+def reset_peak_memory(accelerator: Accelerator) -> None:
+    """Start measuring peak memory anew."""
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    # Linux lets a process reset its own high-water mark; elsewhere the peak is that of the whole process.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(accelerator: Accelerator) -> int:
+    """Give the peak since `reset_peak_memory`: allocated on a GPU, resident in this process on a CPU."""
+    if accelerator.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

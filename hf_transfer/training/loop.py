@@ -1,0 +1,180 @@
+"""THE training loop."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_transfer.errors import TrainingError
+from hf_transfer.evaluation.prediction import Collate
+from hf_transfer.models.tuning import set_training_mode
+from hf_transfer.training.optimization import rate_factor, set_learning_rate
+from hf_transfer.training.plan import MicroBatch, UpdatePlan
+from hf_transfer.training.progress import Progress
+
+RowLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass
+class Training:
+    """What a training did."""
+
+    stopped: str = "epochs"
+    """"epochs" (all of them) or "early"."""
+    updates: int = 0
+    rows_seen: int = 0
+    tokens_seen: int = 0
+    """Without padding."""
+    train_seconds: float = 0.0
+    """The loop with its input, without validation."""
+    best_epoch: int | None = None
+    """Epoch, from 1, whose state was restored; None where the last state stands."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """An entry an epoch: update, epoch, train_loss, learning_rate, validation."""
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: UpdatePlan,
+    rows: Sequence[np.ndarray],
+    labels: np.ndarray,
+    *,
+    collate: Collate,
+    row_losses: RowLosses,
+    validate: Validate,
+    accelerator: Accelerator,
+    learning_rate: float,
+    warmup_fraction: float = 0.1,
+    schedule: str = "linear",
+    max_grad_norm: float | None = 1.0,
+    restore_best: bool = True,
+    patience: int | None = None,
+    title: str = "training",
+) -> Training:
+    """Train a model through every update of a plan.
+
+    The loss of an update is sum(w * l) / sum(w) over its rows on all processes and micro-batches, never a mean of means. After every
+    epoch the model is validated; the trainable state with the lowest validation loss (the later of equals) is restored at the end.
+
+    Args:
+        model: Model with its trainable parameters marked; prepared by `accelerator` here.
+        optimizer: Over those parameters.
+        plan: Which rows make which update.
+        rows: Encoded training rows, each (L_i,).
+        labels: Class ids, (N,).
+        collate: Rows -> forward arguments.
+        row_losses: Logits and labels -> losses, (B,).
+        validate: Unwrapped model -> validation metrics with `loss`.
+        accelerator: Device, processes and precision.
+        learning_rate: Peak.
+        warmup_fraction: Share of updates that rise to it.
+        schedule: "linear", "cosine" or "constant".
+        max_grad_norm: The gradient is scaled down to this norm; None = never.
+        restore_best: Restore the best state; False where validation rows are too few to choose by.
+        patience: Epochs without a better validation loss before stopping; needs `restore_best`.
+        title: Of the progress bar.
+
+    Raises:
+        TrainingError: The loss or the gradient is no number; names the update.
+    """
+    unwrapped = model
+    model, optimizer = accelerator.prepare(model, optimizer)
+    trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
+    done = Training()
+    best_loss, best_state, epoch_loss = math.inf, dict[str, torch.Tensor](), 0.0
+    with Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
+        for update in range(plan.num_updates):
+            started = time.perf_counter()
+            if update % plan.updates_per_epoch == 0:
+                set_training_mode(unwrapped)
+                epoch_loss = 0.0
+            rate = learning_rate * rate_factor(update, plan.num_updates, warmup_fraction, schedule)
+            set_learning_rate(optimizer, rate)
+            loss = _forward_backward(model, plan, update, rows, labels, collate, row_losses, accelerator)
+            norm = accelerator.clip_grad_norm_(list(trainable.values()), math.inf if max_grad_norm is None else max_grad_norm)
+            _check_finite(loss, norm, update, plan, title, scaled=accelerator.scaler is not None)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            updated = plan.rows_of(update)
+            done.updates, done.rows_seen = update + 1, done.rows_seen + len(updated)
+            done.tokens_seen += int(plan.lengths[updated].sum())
+            done.train_seconds += time.perf_counter() - started
+            epoch_loss += loss * len(updated) / len(rows)
+            progress.advance(len(updated), int(plan.lengths[updated].sum()), done.train_seconds)
+
+            if (update + 1) % plan.updates_per_epoch == 0:
+                epoch = plan.epoch_of(update) + 1
+                validation = validate(unwrapped)
+                done.history.append(
+                    {"update": update + 1, "epoch": epoch, "train_loss": epoch_loss, "learning_rate": rate, "validation": validation}
+                )
+                progress.epoch(epoch, plan.num_epochs, epoch_loss, validation.get("loss"), done.train_seconds)
+                if restore_best and validation["loss"] <= best_loss:
+                    best_loss, done.best_epoch = validation["loss"], epoch
+                    best_state = {name: parameter.detach().cpu().clone() for name, parameter in trainable.items()}
+                if patience is not None and done.best_epoch is not None and epoch - done.best_epoch >= patience:
+                    done.stopped = "early"
+                    break
+    with torch.no_grad():
+        for name, value in best_state.items():
+            trainable[name].copy_(value)
+    return done
+
+
+def _forward_backward(
+    model: nn.Module,
+    plan: UpdatePlan,
+    update: int,
+    rows: Sequence[np.ndarray],
+    labels: np.ndarray,
+    collate: Collate,
+    row_losses: RowLosses,
+    accelerator: Accelerator,
+) -> float:
+    """Accumulate the gradient of one update; processes are synchronised with the last micro-batch.
+
+    Returns:
+        The update's loss over all processes.
+    """
+    micro_batches = plan.micro_batches(update, accelerator.process_index)
+    # DDP averages gradients over the processes, the update's loss is a sum over them.
+    scale = accelerator.num_processes / plan.weight_of(update)
+    total = torch.zeros((), device=accelerator.device)
+
+    def backward(micro_batch: MicroBatch) -> None:
+        torch.manual_seed(plan.dropout_seed(update, micro_batch))
+        arguments = collate([rows[row] for row in micro_batch.rows])
+        logits = model(**{name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in arguments.items()}).logits
+        losses = row_losses(logits, torch.from_numpy(labels[micro_batch.rows]).to(accelerator.device))
+        loss = (losses * torch.from_numpy(micro_batch.weights).to(accelerator.device)).sum() * scale
+        total.add_(loss.detach())
+        accelerator.backward(loss)
+
+    with accelerator.no_sync(model):
+        for micro_batch in micro_batches[:-1]:
+            backward(micro_batch)
+    backward(micro_batches[-1])
+    return float(accelerator.reduce(total, reduction="mean"))
+
+
+def _check_finite(loss: float, norm: torch.Tensor | None, update: int, plan: UpdatePlan, title: str, scaled: bool) -> None:
+    """Stop on a loss or gradient that is no number. Under fp16 the scaler skips such gradients by itself.
+
+    Raises:
+        TrainingError: Names the update and what to change.
+    """
+    found = "loss" if not math.isfinite(loss) else "gradient" if norm is not None and not scaled and not math.isfinite(float(norm)) else None
+    if found:
+        raise TrainingError(
+            f"{title}: the {found} of update {update + 1} of {plan.num_updates} (epoch {plan.epoch_of(update) + 1}) is no finite number: "
+            "lower the learning rate, lengthen the warmup, or take --precision fp32"
+        )

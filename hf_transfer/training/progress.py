@@ -1,0 +1,40 @@
+"""Progress of a training: a bar on a terminal, a line an epoch elsewhere (a pipe, CI)."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts updates, rows and tokens of one training, and shows rows/s, tokens/s and the time left."""
+
+    def __init__(self, title: str, num_updates: int, shown: bool) -> None:
+        self._bar = tqdm(total=num_updates, desc=title, unit="update", disable=not (shown and sys.stderr.isatty()), leave=False, dynamic_ncols=True)
+        self._title, self._shown = title, shown
+        self._updates = self._rows = self._tokens = 0
+        self._num_updates = num_updates
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._bar.close()
+
+    def advance(self, rows: int, tokens: int, seconds: float) -> None:
+        """Count one update; `seconds` is the training time so far."""
+        self._updates, self._rows, self._tokens = self._updates + 1, self._rows + rows, self._tokens + tokens
+        self._bar.set_postfix_str(self._rates(seconds), refresh=False)
+        self._bar.update()
+
+    def epoch(self, epoch: int, num_epochs: int, train_loss: float, validation_loss: float | None, seconds: float) -> None:
+        """Tell how an epoch ended."""
+        if self._shown:
+            validation = "" if validation_loss is None else f"  validation loss {validation_loss:.3f}"
+            left = seconds / self._updates * (self._num_updates - self._updates)
+            line = f"{self._title}  epoch {epoch}/{num_epochs}  train loss {train_loss:.3f}{validation}  {self._rates(seconds)}  {left:.0f} s left"
+            tqdm.write(line, file=sys.stderr)
+
+    def _rates(self, seconds: float) -> str:
+        return f"{self._rows / max(seconds, 1e-9):.0f} rows/s  {self._tokens / max(seconds, 1e-9):,.0f} tokens/s"
