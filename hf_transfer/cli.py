@@ -19,6 +19,8 @@ from hf_transfer.data.hub import hub_answers, is_local_checkpoint, is_local_data
 from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
 from hf_transfer.recipe import DataConfig, Recipe, read_yaml
 
+RUN_DEFAULTS = {"arms", "budgets", "seeds", "max_test_rows"}
+"""What a config file's `run` section may hold: flags that are no field of the recipe."""
 VERBS = {"run": "train the arms of a recipe and compare them"}
 
 
@@ -60,12 +62,13 @@ def run(recipe: Recipe, flags: argparse.Namespace) -> None:
     """
     config = read_yaml(Path(flags.config)) if flags.config else {}
     defaults = config.pop("run", None) or {}
-    if not isinstance(defaults, dict) or (unknown := sorted(set(defaults) - {"arms", "budgets", "seeds", "max_test_rows"})):
+    if not isinstance(defaults, dict) or (unknown := sorted(set(defaults) - RUN_DEFAULTS)):
         raise ConfigError(f"{flags.config}: `run` may hold arms, budgets, seeds and max_test_rows, found {defaults if not isinstance(defaults, dict) else listed(unknown)}")
     recipe = apply_flags(recipe.merge(config), flags)
     _set_offline(recipe)
-    chosen = {name: value for name in ("arms", "budgets", "seeds", "max_test_rows") if (value := getattr(flags, name) or defaults.get(name)) is not None}
-    comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
+    given = {name: getattr(flags, name) for name in RUN_DEFAULTS}
+    chosen = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    comparison = api.run(recipe, output_dir=flags.output_dir, **{name: value for name, value in chosen.items() if value is not None})
     if os.environ.get("RANK", "0") == "0":
         print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
 

@@ -133,41 +133,43 @@ def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndar
         return np.arange(len(corpus.train)), None
     rng = np.random.default_rng([seed, 0])
     in_validation = _mark_fifth(corpus.train, rng)
-    order = _stratified_order(corpus.train.labels, rng)
-    validation, train = order[in_validation[order]], order[~in_validation[order]]
+    validation = _in_stratified_order(np.flatnonzero(in_validation), corpus.train.labels, rng)
+    train = _in_stratified_order(np.flatnonzero(~in_validation), corpus.train.labels, rng)
     if len(validation) == 0:
         raise DataError("no training row can be set aside for validation: every class holds one text, repeated or alone")
     is_first = np.zeros(len(train), dtype=bool)
     is_first[np.unique(corpus.train.labels[train], return_index=True)[1]] = True
     train = np.concatenate([train[is_first], train[~is_first]])
-    num_rows = len(order) if budget == "all" else budget
+    num_rows = len(corpus.train) if budget == "all" else budget
     num_validation = max(min(max(1, num_rows // 5), len(validation)), num_rows - len(train))
     return train[: num_rows - num_validation], validation[:num_validation]
 
 
-def _stratified_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give a random order in which every prefix holds the classes in about the proportions of the whole.
+def _in_stratified_order(rows: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shuffle rows so that every prefix holds the classes in about the proportions of the whole.
 
     The i-th of a class's n rows stands at (i + u) / n of the way, u drawn once a class.
 
     Args:
-        labels: Class ids, (B,).
+        rows: Positions to shuffle, (N,).
+        labels: Class ids of all positions, (B,).
         rng: Draws the order.
 
     Returns:
-        Positions, (B,).
+        The same positions, (N,).
     """
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
-    return np.argsort(place, kind="stable")
+    place = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        members = rng.permutation(np.flatnonzero(labels[rows] == label))
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return rows[np.argsort(place, kind="stable")]
 
 
 def _mark_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
     """Mark a stratified fifth of the rows; exact duplicates are marked together, and every class keeps a text unmarked.
 
-    Each class gives a fifth of its rows, rounded so that the sum is a fifth of all (largest remainders first, ties by lot).
+    Each class gives a fifth of its rows, rounded so that the sum is a fifth of all (largest remainders first, ties by lot),
+    as near as whole groups of duplicates come to it.
 
     Args:
         examples: Rows; a group of duplicates belongs to the class of its first row.
@@ -190,6 +192,9 @@ def _mark_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
     quotas[[index for index in by_remainder if fifths[index] > 0][:missing]] += 1
     marked = np.zeros(len(group_sizes), dtype=bool)
     for index, quota in enumerate(quotas):
-        members = rng.permutation(np.flatnonzero(class_of == index))[1:]
-        marked[members[np.cumsum(group_sizes[members]) <= quota]] = True
+        left = quota
+        for group in rng.permutation(np.flatnonzero(class_of == index))[1:]:
+            if group_sizes[group] <= left:
+                marked[group] = True
+                left -= group_sizes[group]
     return marked[groups]

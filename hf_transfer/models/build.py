@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -154,7 +155,7 @@ def _load(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> 
                 trust_remote_code=False,
                 local_files_only=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the weights of checkpoint {checkpoint.name}: {str(error).splitlines()[0]}") from error
 
 

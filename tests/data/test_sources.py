@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hf_transfer.data.sources import load_splits, read_file, select_roles
+from hf_transfer.errors import DataError
+
+
+def test_csv_values_stay_the_text_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes('\ufefftext,label\nNA,007\n"",null\n"two\nlines, quoted",1e3\n'.encode())
+    dataset = read_file(path)
+    assert dataset["text"][:] == ["NA", "", "two\nlines, quoted"]
+    assert dataset["label"][:] == ["007", "null", "1e3"]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_json_lines_and_arrays(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "a\u2028b", "label": 1}, {"text": "2020-01-01", "label": 0}]
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) if name == "x.jsonl" else json.dumps(rows)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_file(tmp_path / name).to_list() == rows
+
+
+def test_parquet_keeps_a_class_label(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(str(tmp_path / "x.parquet"))
+    assert read_file(tmp_path / "x.parquet").features == features
+
+
+def test_a_folder_of_splits(tmp_path: Path) -> None:
+    for name, text in {"train-00000-of-00002.csv": "t\na\n", "train-00001-of-00002.csv": "t\nb\n", "dev.jsonl": '{"t": "c"}', "test.tsv": "t\nd\n"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "README.md").write_text("not data")
+    splits = load_splits(str(tmp_path))
+    assert {name: split["t"][:] for name, split in splits.items()} == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+
+
+def test_embedded_newsgroups_is_what_its_card_says() -> None:
+    splits = load_splits("embedded:newsgroups")
+    counts = {name: {label: split["label"][:].count(label) for label in set(split["label"])} for name, split in splits.items()}
+    assert {name: set(by_label.values()) for name, by_label in counts.items()} == {"train": {32}, "test": {16}}
+    assert len(counts["train"]) == 8
+    texts = splits["train"]["text"][:] + splits["test"]["text"][:]
+    assert len(set(texts)) == len(texts)
+
+    def pieces(text: str) -> set[tuple[str, ...]]:
+        words = text.lower().split()
+        return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
+
+    trained = [pieces(text) for text in splits["train"]["text"]]
+    for text in splits["test"]["text"]:
+        mine = pieces(text)
+        assert max(len(mine & other) / len(mine | other) for other in trained if mine | other) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"", "is empty"),
+        ("x.csv", b"text,label\n", "holds no rows"),
+        ("x.csv", b"text,label\nfine,1\ncaf\xe9,2\n", "not UTF-8: line 3 holds the byte 0xe9"),
+        ("x.csv", b"text,label\na,b,c\n", "malformed"),
+        ("x.csv", b"text,label\na,b\nc,d,e\n", "malformed"),
+        ("x.jsonl", b'{"a": 1}\n{"a": \n', "malformed: line 2"),
+        ("x.jsonl", b'{"a": 1}\n[1]\n', "malformed: row 2 is list"),
+        ("x.jsonl", b'{"a": 1}\n{"a": "b"}\n', "column 'a' mixes number, str"),
+        ("x.json", b'[{"a": 1},\n 3]', "row 2 is int"),
+        ("x.parquet", b"no parquet", "no readable Parquet"),
+        ("x.txt", b"hello", "expected one of .csv"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        load_splits(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text\na\n")
+    with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'reviews.csv'\?"):
+        load_splits(str(tmp_path / "review.csv"))
+    with pytest.raises(DataError, match="has no train file.*found reviews.csv"):
+        load_splits(str(tmp_path))
+    with pytest.raises(DataError, match=r"no embedded dataset 'newsgroup'.*did you mean 'newsgroups'"):
+        load_splits("embedded:newsgroup")
+    with pytest.raises(DataError, match="cannot load dataset 'nobody/nothing'"):
+        load_splits("nobody/nothing", local_files_only=True)
+
+
+def test_roles_take_their_columns_and_nothing_is_guessed() -> None:
+    splits = {"train": Dataset.from_dict({"label": ["a"], "text": ["b"], "more": ["c"]})}
+    swapped = select_roles(splits, {"text": "label", "label": "text"}, optional=frozenset())
+    assert swapped["train"].to_list() == [{"text": "a", "label": "b"}]
+    with pytest.raises(DataError, match=r"no column 'txt' for the role 'text', it has label, text, more: .*--columns text=COLUMN; did you mean 'text'"):
+        select_roles(splits, {"text": "txt", "label": "label"}, optional=frozenset())
+    with pytest.raises(DataError, match="a column of its own"):
+        select_roles(splits, {"text": "text", "label": "text"}, optional=frozenset())
+    assert select_roles(splits, {"text": "text", "label": "gone"}, optional=frozenset({("train", "label")}))["train"].column_names == ["text"]

@@ -1,0 +1,63 @@
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from hf_transfer.evaluation.evaluate_metrics import Accuracy, ExpectedCalibrationError, MacroF1, MatthewsCorrelation
+from hf_transfer.evaluation.metrics import classification_metrics, weighted_metrics
+
+
+def rows(seed: int, num_rows: int = 200, num_classes: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(num_classes), num_rows).astype(np.float32)
+    return rng.integers(num_classes - seed % 2, size=num_rows), probabilities.argmax(axis=1), probabilities
+
+
+def plain_calibration_error(references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> float:
+    """Guo et al. 2017, equation 3, as it is written."""
+    confidence, total = probabilities.max(axis=1), 0.0
+    for low in range(15):
+        inside = (confidence > np.float32(low / 15)) & (confidence <= np.float32((low + 1) / 15))
+        if inside.any():
+            total += inside.sum() * abs((references == predictions)[inside].mean() - confidence[inside].mean(dtype=np.float64))
+    return total / len(references)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_metrics_are_scikit_learns(seed: int) -> None:
+    references, predictions, probabilities = rows(seed)
+    found = classification_metrics(references, predictions, probabilities)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(references, predictions), abs=1e-12)
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(references, predictions, average="macro"), abs=1e-12)
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(references, predictions), abs=1e-12)
+    assert found["ece"] == pytest.approx(plain_calibration_error(references, predictions, probabilities), abs=1e-6)
+
+
+def test_weights_are_repetitions() -> None:
+    references, predictions, probabilities = rows(1)
+    weights = np.random.default_rng(5).integers(0, 4, size=(3, 200))
+    weighted = weighted_metrics(references, predictions, probabilities, weights.astype(float))
+    for index, counts in enumerate(weights):
+        repeated = np.repeat(np.arange(200), counts)
+        plain = classification_metrics(references[repeated], predictions[repeated], probabilities[repeated])
+        for metric, value in plain.items():
+            assert weighted[metric][index] == pytest.approx(value, abs=1e-6)
+
+
+def test_one_class_only() -> None:
+    found = classification_metrics(np.array([1, 1]), np.array([1, 1]), np.array([[0, 1], [0, 1]], dtype=np.float32))
+    assert found == {"accuracy": 1.0, "f1_macro": 1.0, "mcc": 0.0, "ece": 0.0}
+    with pytest.raises(ValueError, match="at least one row"):
+        classification_metrics(np.array([]), np.array([]), np.zeros((0, 2)))
+
+
+def test_as_evaluate_metrics() -> None:
+    references, predictions, probabilities = rows(2)
+    expected = classification_metrics(references, predictions, probabilities)
+    for metric, name in ((Accuracy(), "accuracy"), (MacroF1(), "f1_macro"), (MatthewsCorrelation(), "mcc")):
+        assert metric.compute(references=references, predictions=predictions) == {name: pytest.approx(expected[name])}
+        with pytest.raises(ValueError, match="at least one row"), warnings.catch_warnings():
+            metric.compute(references=[], predictions=[])
+    found = ExpectedCalibrationError().compute(references=references, predictions=predictions, probabilities=probabilities)
+    assert found == {"ece": pytest.approx(expected["ece"])}

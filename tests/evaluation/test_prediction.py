@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from hf_transfer.evaluation.prediction import predict_logits
+from hf_transfer.models.build import build_model, inspect
+from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.tasks import text_classification as task
+from tests.conftest import make_rows
+
+
+def test_order_is_kept_whatever_the_micro_batches(tiny_bert: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_bert))
+    model = build_model(inspect(checkpoint, AutoModelForSequenceClassification, ["a", "b"]), "scratch", 0)
+    rows = task.encode(checkpoint.tokenizer, [row["text"] for row in make_rows(40)] + ["", "bread " * 200], 64)
+    assert (len(rows[40]), len(rows[41])) == (2, 64), "an empty text has its special tokens, a long one is cut"
+
+    def collate(picked: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        return task.collate(picked, checkpoint.tokenizer)
+
+    with torch.no_grad():
+        alone = np.concatenate([model.eval()(**collate([row])).logits.numpy() for row in rows])
+    for max_tokens in (1, 100, 10_000):
+        found = predict_logits(model, rows, collate, max_tokens)
+        assert found.dtype == np.float32
+        assert np.abs(found - alone).max() < 1e-5

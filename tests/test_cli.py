@@ -1,0 +1,215 @@
+"""Bad input is one `error: ` sentence on standard error, exit code 2, before any training, and nothing is written."""
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_transfer import cli
+from hf_transfer.data import hub
+from tests.conftest import make_rows, save_tiny_bert, write_csv
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs `hf-transfer` in an empty folder -> (exit code, standard output, standard error)."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.run_cli([str(word) for word in words])
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if not line.startswith("the Hub does not answer")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert out == ""
+    assert list(Path.cwd().iterdir()) == [], "nothing is written"
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rum", "newsgroups"], "no verb 'rum', there are run; did you mean 'run'?"),
+        (["run"], "name a recipe (newsgroups, text)"),
+        (["run", "newsgrups"], "no recipe 'newsgrups'"),
+        (["run", "newsgrups"], "did you mean 'newsgroups'?"),
+        (["run", "mine.py"], "recipe file mine.py does not exist"),
+        (["run", "newsgroups", "--arm", "full"], "unknown flag '--arm'; did you mean '--arms'?"),
+        (["run", "newsgroups", "--resume"], "unknown flag '--resume'"),
+        (["run", "newsgroups", "--embedded", "--arms", "lroa"], "no arm 'lroa', it has scratch, head, top, lora, full; did you mean 'lora'?"),
+        (["run", "newsgroups", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["run", "newsgroups", "--arms", "full", "--epochs", "0"], "arms.full.num_epochs: expected a value greater than 0, found 0"),
+        (["run", "newsgroups", "--batch-size", "-4"], "training.batch_size: expected a value greater than 0, found -4"),
+        (["run", "newsgroups", "--arms", "full", "--learning-rate", "-1"], "arms.full.learning_rate: expected a value greater than 0, found -1.0"),
+        (["run", "newsgroups", "--max-length", "0"], "task.max_length: expected a value greater than or equal to 4, found 0"),
+        (["run", "newsgroups", "--precision", "bf61"], "training.precision: expected 'auto', 'bf16', 'fp16' or 'fp32', found 'bf61'; did you mean 'bf16'?"),
+        (["run", "newsgroups", "--set", "arms.lora.lora.rank=3"], "arms.lora.lora.rank: unknown key"),
+        (["run", "newsgroups", "--set", "training.batch_sise=3"], "training.batch_sise: unknown key; did you mean 'batch_size'?"),
+        (["run", "newsgroups", "--set", "training"], "expected --set field=value, found 'training'"),
+        (["run", "newsgroups", "--set", "training.batch_size=[1"], "'[1' is no YAML value"),
+        (["run", "newsgroups", "--columns", "txt=body"], "unknown role 'txt', roles are text, label, label_name; did you mean 'text'?"),
+        (["run", "newsgroups", "--config", "gone.yaml"], "config file gone.yaml does not exist"),
+        (["run", "newsgroups", "--embedded", "--budgets", "many"], "a budget is a number of rows above 0, or 'all', found 'many'"),
+        (["run", "newsgroups", "--embedded", "--budgets", "10"], "a budget of 10 rows is too small for 8 classes: at least 16"),
+        (["run", "newsgroups", "--embedded", "--budgets", "5000"], "a budget of 5000 rows is more than the 256 training rows"),
+        (["run", "newsgroups", "--embedded", "--seeds", "-1"], "seeds must be 0 or more, found -1"),
+        (["run", "newsgroups", "--embedded", "--max-test-rows", "0"], "max_test_rows must be at least 1"),
+        (["run", "newsgroups", "--embedded", "--max-length", "600"], "max_length 600 is more than the 512 tokens"),
+        (["run", "text"], "recipe text names no data: give --dataset"),
+        (["run", "text", "--embedded"], "no embedded dataset 'text'"),
+        (["run", "text", "--embedded", "--dataset", "reviews.csv"], "no file or folder reviews.csv"),
+        (["run", "newsgroups", "--embedded", "--precision", "fp16"], "precision fp16 needs a GPU"),
+    ],
+)
+def test_a_mistake_on_the_command_line(run: Run, words: list[str], message: str) -> None:
+    assert message in refused(run(*words))
+
+
+def test_several_mistakes_come_at_once(run: Run) -> None:
+    message = refused(run("run", "newsgroups", "--batch-size", 0, "--max-length", 1, "--set", "arms.full.tuning=ful"))
+    assert all(part in message for part in ("3 problems", "training.batch_size", "task.max_length", "did you mean 'full'"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("text,label\n", "holds no rows"),
+        ("", "is empty"),
+        ("review,stars\ngood,5\nbad,1\n", "no column 'text' for the role 'text', it has review, stars"),
+        ("text,label\na,x\nb,x\nc,x\nd,x\n", "at least two classes, every training row is 'x'"),
+        ("text,label\na,x\nb,y\n", "2 training rows are too few for 2 classes"),
+    ],
+)
+def test_bad_files(run: Run, tmp_path: Path, tiny_bert: Path, rows: str, message: str) -> None:
+    (tmp_path / "data.csv").write_text(rows)
+    assert message in refused(run("run", "text", "--dataset", tmp_path / "data.csv", "--checkpoint", tiny_bert, "--max-length", 32))
+
+
+@pytest.mark.parametrize("missing", ["null", "NaN"])
+def test_a_row_without_text(run: Run, tmp_path: Path, tiny_bert: Path, missing: str) -> None:
+    lines = [json.dumps(row) for row in make_rows(20)]
+    lines[7] = f'{{"text": {missing}, "label": "boats"}}'
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    message = refused(run("run", "text", "--dataset", tmp_path / "data.jsonl", "--checkpoint", tiny_bert, "--max-length", 32))
+    assert "no text (row 7" in message or "mixes number, str" in message
+
+
+def test_a_test_label_that_training_lacks(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    write_csv(tmp_path / "train.csv", make_rows(20, topics=("boats", "bread")))
+    write_csv(tmp_path / "test.csv", make_rows(6))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).rename(folder / name)
+    assert "the test data has labels that training lacks: chess" in refused(
+        run("run", "text", "--dataset", folder, "--checkpoint", tiny_bert, "--max-length", 32)
+    )
+
+
+def test_bad_checkpoints(run: Run, tmp_path: Path, topics_folder: Path, tiny_bert: Path) -> None:
+    def message(checkpoint: object, *more: object) -> str:
+        return refused(run("run", "text", "--dataset", topics_folder, "--checkpoint", checkpoint, "--max-length", 32, *more))
+
+    assert "checkpoint folder ./gone does not exist" in message("./gone")
+    started = time.perf_counter()
+    assert "go on with --checkpoint FOLDER (a local model) or with --embedded" in message("no-one/nothing")
+    assert time.perf_counter() - started < 10
+    untokenized = save_tiny_bert(tmp_path / "untokenized")
+    for path in untokenized.glob("*token*"):
+        path.unlink()
+    assert "has no tokenizer" in message(untokenized)
+    assert "'q_proj' matches no module" in message(tiny_bert, "--set", "arms.lora.lora.target_modules=[query,q_proj]")
+
+
+def test_the_output_folder_is_not_touched(run: Run, tmp_path: Path, tiny_bert: Path, topics_folder: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "recipe.yaml").write_text("name: other")
+    message = refused(run("run", "text", "--dataset", topics_folder, "--checkpoint", tiny_bert, "--max-length", 32, "--output-dir", taken))
+    assert "already holds another run" in message
+    assert [path.name for path in taken.iterdir()] == ["recipe.yaml"]
+    assert (taken / "recipe.yaml").read_text() == "name: other"
+
+
+def test_an_own_csv_from_start_to_table(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"review": row["text"], "stars": str(["boats", "bread", "chess"].index(row["label"]) + 1)} for row in make_rows(60)]
+    data = write_csv(tmp_path / "reviews.csv", rows)
+    words = ["run", "text", "--dataset", data, "--columns", "text=review", "label=stars", "--checkpoint", tiny_bert, "--max-length", 32]
+    code, out, err = run(*words, "--epochs", 1, "--arms", "head", "full", "--set", "training.batch_size=16", "arms.full.weight_decay=0", "--output-dir", "out")
+    assert code == 0, err
+    assert "36 rows train" not in out
+    assert "budget all: 39 rows train, 9 validate, 12 test; seed 0" in out
+    assert "Ship: " in out
+    assert "gain over scratch" in out
+    resolved = yaml.safe_load(Path("out/recipe.yaml").read_text())
+    assert resolved["data"]["columns"] == {"text": "review", "label": "stars"}
+    assert resolved["arms"]["full"] | {"num_epochs": 1, "weight_decay": 0} == resolved["arms"]["full"]
+    # The run's own recipe.yaml repeats it, bit for bit.
+    code, again, err = run("run", "--config", "out/recipe.yaml", "--output-dir", "again")
+    assert code == 0, err
+    for name in ("head", "full"):
+        cell = f"{name}/budget-all/seed-0/model/model.safetensors"
+        assert Path("out", cell).read_bytes() == Path("again", cell).read_bytes()
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version")[:2] == (0, "hf-transfer-recipes 0.1.0\n")
+    code, out, _ = run("run", "--help")
+    assert code == 0
+    flags = "arms seeds budgets checkpoint dataset dataset-config columns output-dir epochs batch-size learning-rate max-length precision max-test-rows embedded config set"
+    assert all(f"--{flag} " in out for flag in flags.split())
+
+
+def test_the_unrelated_package_of_the_same_name_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.distribution
+    monkeypatch.setattr(metadata, "distribution", lambda name: real("pytest") if name == "hf-transfer" else real(name))
+    assert "pip uninstall -y hf-transfer" in refused(run("run", "newsgroups"))
+
+
+def test_a_bug_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli.api, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.run_cli(["run", "newsgroups", "--embedded"])
+    monkeypatch.setattr(cli.api, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run("run", "newsgroups", "--embedded")[0] == 130
+
+
+def test_the_hub_is_asked_once_and_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+        hub.hub_answers.cache_clear()
+        started = time.perf_counter()
+        assert hub.hub_answers() is False
+        assert time.perf_counter() - started < 2
+    hub.hub_answers.cache_clear()
+
+
+def test_a_recipe_file_takes_the_same_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes/newsgroups.py", "--budget", "3"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(cli.api.load_recipe("newsgroups"))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: unknown flag '--budget'; did you mean '--budgets'?\n"

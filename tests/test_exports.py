@@ -1,0 +1,34 @@
+"""What `import hf_transfer` offers, and what it does not load."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hf_transfer as ht
+
+
+def test_every_exported_name_exists() -> None:
+    for name in ht.__all__:
+        assert getattr(ht, name) is not None
+    assert set(ht.__all__) <= set(dir(ht))
+    assert sorted(ht._HOME) == sorted(ht.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Recipes'"):
+        ht.Recipes  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hf_transfer as ht; ht.Recipe; ht.Arm; ht.TransferError",
+        "import hf_transfer as ht; ht.load_recipe('newsgroups')",
+        "import sys; sys.argv = ['hf-transfer', 'run', '--help']\ntry:\n    import hf_transfer.cli as c; c.run_cli()\nexcept SystemExit as e: assert not e.code",
+    ],
+)
+def test_light_things_load_no_torch(code: str) -> None:
+    check = f"{code}\nimport sys; heavy = {{'torch', 'transformers', 'datasets', 'huggingface_hub'}} & set(sys.modules); assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,76 @@
+"""Data walks down the house once: a module imports only modules above it."""
+
+import ast
+from pathlib import Path
+
+import hf_transfer
+
+PACKAGE = Path(hf_transfer.__file__).parent
+ORDER = ["errors", "files", "recipe", "data", "tasks", "models", "evaluation", "training", "evidence", "publish", "api", "cli"]
+WITHOUT_TORCH = ["errors", "files", "recipe", "cli", "api"]
+
+
+def imported(path: Path) -> set[str]:
+    """Give every hf_transfer module a file imports, inside functions too; what only a type checker sees is no import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    only_types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in only_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" if node.module == "hf_transfer" else node.module for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "hf_transfer"}
+
+
+def layer_of(name: str) -> int | None:
+    parts = name.split(".")
+    return ORDER.index(parts[1]) if len(parts) > 1 and parts[1] in ORDER else None
+
+
+def wrong_imports(path: Path, layer: int) -> list[str]:
+    return sorted(name for name in imported(path) if (found := layer_of(name)) is not None and found > layer)
+
+
+def test_every_module_imports_only_what_stands_above_it() -> None:
+    modules = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py" and "_recipes" not in path.parts]
+    assert len(modules) > 25
+    for path in modules:
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        assert name in ORDER, f"{path}: a new room needs its place in ORDER"
+        assert wrong_imports(path, ORDER.index(name)) == [], path
+
+
+def test_a_wrong_import_is_found(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f():\n    from hf_transfer.training.loop import train\n    import hf_transfer.files\n")
+    assert wrong_imports(bad, ORDER.index("models")) == ["hf_transfer.training.loop"]
+    assert wrong_imports(bad, ORDER.index("evidence")) == []
+
+
+def test_siblings_import_downward_only() -> None:
+    for folder in (path for path in PACKAGE.iterdir() if path.is_dir() and path.name in ORDER):
+        graph = {
+            path.stem: {name.split(".")[2] for name in imported(path) if name.startswith(f"hf_transfer.{folder.name}.") and name.count(".") > 1}
+            for path in folder.glob("*.py")
+        }
+        done: set[str] = set()
+        while ready := [name for name, needs in graph.items() if name not in done and needs <= done]:
+            done |= set(ready)
+        assert done == set(graph), f"{folder.name}: modules import each other in a circle: {sorted(set(graph) - done)}"
+
+
+def test_recipes_import_hf_transfer_only() -> None:
+    recipes = sorted((PACKAGE.parent / "recipes").glob("*.py"))
+    assert recipes
+    for path in recipes:
+        roots = {
+            name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+        }
+        assert roots == {"hf_transfer"}, path
+        assert not any(isinstance(node, (ast.For, ast.While)) for node in ast.walk(ast.parse(path.read_text()))), f"{path} holds a loop"

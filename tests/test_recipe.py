@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hf_transfer as ht
+from hf_transfer.errors import ConfigError
+from hf_transfer.recipe import default_arms, read_yaml
+
+
+def recipe() -> ht.Recipe:
+    return ht.Recipe(
+        name="x",
+        data=ht.DataConfig("a/b", columns={"text": "body"}, label_names=["no", "yes"]),
+        arms=default_arms() | {"top": ht.Arm(tuning="top", num_blocks=2, learning_rate=1e-4, num_epochs=3)},
+        training=ht.TrainingConfig(class_weights={"no": 2.0}, max_grad_norm=None),
+    )
+
+
+def test_yaml_round_trip() -> None:
+    assert ht.Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe().to_dict()))) == recipe()
+
+
+def test_override_changes_one_field_and_reads_yaml_numbers() -> None:
+    # YAML 1.1 reads 1e-4 as a string.
+    changed = recipe().override({"arms.full.learning_rate": yaml.safe_load("1e-4"), "arms.lora.lora.r": 4})
+    assert changed.arms["full"].learning_rate == 1e-4
+    assert changed.arms["lora"].lora.r == 4
+    assert changed.override({"arms.full.learning_rate": 2e-4, "arms.lora.lora.r": 16}) == recipe()
+
+
+def test_merge_lays_nested_values_over() -> None:
+    merged = recipe().merge({"training": {"batch_size": 8}, "data": {"columns": {"label": "topic"}}})
+    assert merged.training.batch_size == 8
+    assert merged.training.class_weights == {"no": 2.0}
+    assert merged.columns == {"text": "body", "label": "topic"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms.lora.lora.rr": 3}, r"arms.lora.lora.rr: unknown key; did you mean 'r'\?"),
+        ({"arms.lor.tuning": "full"}, r"no 'lor'.*did you mean 'lora'"),
+        ({"traning.batch_size": 3}, r"no 'traning'.*did you mean 'training'"),
+        ({"training.schedule": "liner"}, r"training.schedule: expected 'linear'.*found 'liner'; did you mean 'linear'"),
+        ({"training.batch_size": 0}, "training.batch_size: expected a value greater than 0, found 0"),
+        ({"arms.full.learning_rate": -1}, "arms.full.learning_rate: expected a value greater than 0, found -1"),
+        ({"arms.full.learning_rate": float("nan")}, "arms.full.learning_rate"),
+        ({"arms.full.num_epochs": 1.5}, "arms.full.num_epochs: expected a valid integer"),
+        ({"arms.full.tuning": "top"}, "arms.full: num_blocks belongs to tuning 'top'"),
+        ({"arms.top.num_blocks": None}, "arms.top: num_blocks belongs to tuning 'top'"),
+        ({"task.max_length": -3}, "task.max_length: expected a value greater than or equal to 4"),
+        ({"task.kind": "txt"}, "task.kind: expected 'text-classification'"),
+        ({"data.columns": {"txt": "a"}}, r"unknown role 'txt'.*did you mean 'text'"),
+        ({"name": "../up"}, "name: expected"),
+        ({"checkpoint.x": 1}, "cannot set checkpoint.x"),
+    ],
+)
+def test_a_mistake_says_expected_found_and_remedy(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe().override(changes)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(ConfigError, match="3 problems") as error:
+        recipe().override({"training.batch_size": 0, "arms.full.learning_rate": 0, "task.max_length": "long"})
+    assert all(name in str(error.value) for name in ("training.batch_size", "arms.full.learning_rate", "task.max_length"))
+    with pytest.raises(ConfigError, match="2 problems in the Arm"):
+        ht.Arm(learning_rate=-1, num_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "must hold a mapping"), ("a: [1", "is no YAML"), ("", "must hold a mapping")],
+)
+def test_a_bad_config_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_yaml(tmp_path / "y.yaml")

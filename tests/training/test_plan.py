@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from hf_transfer.training.plan import UpdatePlan
+
+
+def plan(num_rows: int = 53, num_processes: int = 1, max_tokens: int = 200, seed: int = 0, batch_size: int = 8) -> UpdatePlan:
+    rng = np.random.default_rng(9)
+    weights = rng.random(num_rows).astype(np.float32) + 0.1
+    return UpdatePlan(rng.integers(2, 120, num_rows), weights, batch_size, num_epochs=2, max_tokens=max_tokens, seed=seed, num_processes=num_processes)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 11])
+@pytest.mark.parametrize("max_tokens", [1, 200, 10_000])
+def test_every_row_counts_once_an_epoch(num_processes: int, max_tokens: int) -> None:
+    made = plan(num_processes=num_processes, max_tokens=max_tokens)
+    assert (made.updates_per_epoch, made.num_updates) == (7, 14)
+    for epoch in range(2):
+        counted = np.zeros(53)
+        for update in range(epoch * 7, epoch * 7 + 7):
+            shares = [made.micro_batches(update, process) for process in range(num_processes)]
+            assert len({len(share) for share in shares}) == 1, "every process runs as many micro-batches"
+            assert len(shares[0]) >= 1
+            seen = np.zeros(53)
+            for micro_batch in (micro_batch for share in shares for micro_batch in share):
+                assert len(micro_batch.rows) == 1 or len(micro_batch.rows) * made.lengths[micro_batch.rows].max() <= max_tokens
+                real = micro_batch.weights > 0
+                assert np.array_equal(micro_batch.weights[real], made.weights[micro_batch.rows[real]])
+                seen[micro_batch.rows[real]] += 1
+                assert set(micro_batch.rows) <= set(made.rows_of(update)), "a filler is a row of the update"
+            assert np.array_equal(np.flatnonzero(seen), np.sort(made.rows_of(update)))
+            counted += seen
+            assert made.epoch_of(update) == epoch
+        assert (counted == 1).all()
+
+
+def test_the_rows_of_an_update_do_not_depend_on_processes_or_tokens() -> None:
+    for update in range(14):
+        expected = plan().rows_of(update)
+        assert np.array_equal(plan(num_processes=3, max_tokens=64).rows_of(update), expected)
+        assert plan().weight_of(update) == pytest.approx(plan().weights[expected].sum())
+
+
+def test_seeds_and_epochs_shuffle_anew() -> None:
+    orders = [np.concatenate([plan(seed=seed).rows_of(epoch * 7 + update) for update in range(7)]) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(53)) for order in orders)
+
+
+def test_dropout_seeds_differ_between_micro_batches_and_updates() -> None:
+    made = plan(max_tokens=150)
+    seeds = [made.dropout_seed(update, micro_batch) for update in range(14) for micro_batch in made.micro_batches(update, 0)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
