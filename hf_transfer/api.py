@@ -57,7 +57,15 @@ def run(
     from hf_transfer.evidence.grid import run_grid
 
     folder = Path(output_dir if output_dir is not None else Path("runs") / recipe.name)
-    run_grid(recipe, arms, _check_budgets(budgets), _unique(seeds), folder, max_test_rows, local_files_only=is_local or not hub_answers())
+    run_grid(
+        recipe,
+        arms,
+        _check_budgets(budgets),
+        _unique(seeds),
+        folder,
+        max_test_rows,
+        local_files_only=is_local or not hub_answers(),
+    )
     return Comparison(folder)
 
 

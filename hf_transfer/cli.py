@@ -41,9 +41,16 @@ def run_cli(argv: Sequence[str] | None = None) -> NoReturn:
 
     def command() -> None:
         arguments = sys.argv[1:] if argv is None else list(argv)
-        parser = _Parser(prog="hf-transfer", description="Does transfer help on your labels, by how much, at what cost, and which way of tuning should you ship?")
+        parser = _Parser(
+            prog="hf-transfer",
+            description="Does transfer help on your labels, by how much, at what cost, and which way of tuning should you ship?",
+        )
         parser.add_argument("--version", action="version", version=f"hf-transfer-recipes {hf_transfer.__version__}")
-        parser.add_argument("verb", metavar="VERB", help="; ".join(f"{verb}: {what}" for verb, what in VERBS.items()) + " (`hf-transfer run --help`)")
+        parser.add_argument(
+            "verb",
+            metavar="VERB",
+            help="; ".join(f"{verb}: {what}" for verb, what in VERBS.items()) + " (`hf-transfer run --help`)",
+        )
         if not arguments or arguments[0].startswith("-"):
             parser.parse(arguments)
         verb, *rest = arguments
@@ -62,8 +69,8 @@ def run(recipe: Recipe, flags: argparse.Namespace) -> None:
     """
     config = read_yaml(Path(flags.config)) if flags.config else {}
     defaults = config.pop("run", None) or {}
-    if not isinstance(defaults, dict) or (unknown := sorted(set(defaults) - RUN_DEFAULTS)):
-        raise ConfigError(f"{flags.config}: `run` may hold arms, budgets, seeds and max_test_rows, found {defaults if not isinstance(defaults, dict) else listed(unknown)}")
+    if not isinstance(defaults, dict) or set(defaults) - RUN_DEFAULTS:
+        raise ConfigError(f"{flags.config}: `run` may hold {listed(sorted(RUN_DEFAULTS))}, found {listed(defaults)}")
     recipe = apply_flags(recipe.merge(config), flags)
     _set_offline(recipe)
     given = {name: getattr(flags, name) for name in RUN_DEFAULTS}
@@ -114,11 +121,24 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     what = parser.add_argument_group("what to train")
     what.add_argument("--arms", nargs="+", metavar="ARM", help=f"arms of the recipe{arms}; default scratch head lora full")
     what.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one training each; default 0")
-    what.add_argument("--budgets", nargs="+", metavar="ROWS", help="labelled rows an arm may use, for training and validation together; default all")
+    what.add_argument(
+        "--budgets",
+        nargs="+",
+        metavar="ROWS",
+        help="labelled rows an arm may use, for training and validation together; default all",
+    )
     what.add_argument("--checkpoint", metavar="ID_OR_FOLDER", help="pretrained checkpoint instead of the recipe's")
-    what.add_argument("--embedded", action="store_true", help="use the small data and checkpoint that come with the package: no Hub needed")
+    what.add_argument(
+        "--embedded",
+        action="store_true",
+        help="use the small data and checkpoint that come with the package: no Hub needed",
+    )
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", metavar="ID_OR_PATH", help="Hub id, file (CSV, TSV, JSONL, JSON, Parquet) or folder of train / validation / test files")
+    data.add_argument(
+        "--dataset",
+        metavar="ID_OR_PATH",
+        help="Hub id, file (CSV, TSV, JSONL, JSON, Parquet) or folder of train / validation / test files",
+    )
     data.add_argument("--dataset-config", metavar="C", help="configuration of a Hub dataset")
     data.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="columns by role: text=review label=stars")
     data.add_argument("--max-test-rows", type=int, metavar="N", help="test on one fixed random sample of N rows")
@@ -129,7 +149,13 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     how.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
     how.add_argument("--precision", metavar="P", help="auto, bf16, fp16 or fp32")
     how.add_argument("--config", metavar="FILE.yaml", help="recipe fields laid over the recipe; a run's recipe.yaml repeats that run")
-    how.add_argument("--set", nargs="+", action="extend", metavar="FIELD=VALUE", help="any field of the recipe: arms.lora.lora.r=16 (repeatable)")
+    how.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="FIELD=VALUE",
+        help="any field of the recipe: arms.lora.lora.r=16 (repeatable)",
+    )
     parser.add_argument("--output-dir", metavar="DIR", help="run folder to write; default runs/NAME")
 
 
@@ -159,7 +185,12 @@ class _Parser(argparse.ArgumentParser):
 def _run_verb(arguments: Sequence[str]) -> None:
     parser = _Parser(prog="hf-transfer run", description="Train the arms of a recipe and compare them.")
     known = [*api.recipe_names(), *api.OWN_DATA_RECIPES]
-    parser.add_argument("name", metavar="NAME", nargs="?", help=f"a recipe ({', '.join(known)}; text is for your own data), or a .py or .yaml file")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        help=f"a recipe ({', '.join(known)}; text is for your own data), or a .py or .yaml file",
+    )
     add_run_flags(parser, None)
     flags = parser.parse(arguments)
     if flags.name is None and flags.config is None:
@@ -176,7 +207,11 @@ def _run_verb(arguments: Sequence[str]) -> None:
 
 def _set_offline(recipe: Recipe) -> None:
     """Before the first Hugging Face import: switch the Hub off where nothing needs it, or where it does not answer."""
-    needed = [name for name, is_local in ((recipe.checkpoint, is_local_checkpoint), (recipe.data.source or "", is_local_dataset)) if name and not is_local(name)]
+    needed = [
+        name
+        for name, is_local in ((recipe.checkpoint, is_local_checkpoint), (recipe.data.source or "", is_local_dataset))
+        if name and not is_local(name)
+    ]
     if is_offline() or (needed and hub_answers()):
         return
     if needed:

@@ -45,8 +45,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def listed(names: Iterable[object], limit: int = 12) -> str:
     """Give names as `a, b, c`, cut after `limit` of them."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    words = [str(name) for name in names]
+    return ", ".join(words[:limit]) + (f", ... ({len(words)} in all)" if len(words) > limit else "")
 
 
 def check_no_name_clash() -> None:

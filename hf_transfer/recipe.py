@@ -191,7 +191,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Give nested dicts, lists and plain values: what YAML holds."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        return dataclasses.asdict(self)
 
     def override(self, changes: Mapping[str, Any]) -> Self:
         """Give a copy with fields changed, named by dotted path: `{"arms.lora.lora.r": 16}`.

@@ -1,8 +1,8 @@
 """Topics of 20 Newsgroups posts: does a pretrained encoder help, and which way of tuning it?
 
-    accelerate launch recipes/newsgroups.py
-    accelerate launch recipes/newsgroups.py --arms scratch lora --budgets 500 2000 --seeds 0 1 2
-    accelerate launch recipes/newsgroups.py --embedded        # no Hub needed
+accelerate launch recipes/newsgroups.py
+accelerate launch recipes/newsgroups.py --arms scratch lora --budgets 500 2000 --seeds 0 1 2
+accelerate launch recipes/newsgroups.py --embedded        # no Hub needed
 """
 
 import hf_transfer as ht

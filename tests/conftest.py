@@ -18,7 +18,7 @@ TOPICS = {
     "bread": "flour oven yeast crust dough loaf knead rise bake grain",
     "chess": "pawn queen knight rook castle check mate board clock opening",
 }
-FILLERS = "the a and of with my is was not very we you they this that for".split()
+FILLERS = ["the", "a", "and", "of", "with", "my", "is", "was", "not", "very", "we", "you", "they", "this", "that", "for"]
 
 
 def make_rows(num_rows: int, seed: int = 0, topics: tuple[str, ...] = tuple(TOPICS)) -> list[dict[str, str]]:
@@ -47,15 +47,33 @@ def save_tiny_bert(folder: Path, **settings: object) -> Path:
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
+    from hf_transfer.models.build import quiet_loading
+
     words = sorted({word for words in TOPICS.values() for word in words.split()} | set(FILLERS))
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *"0123456789", *[f"##{digit}" for digit in range(10)]]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *words,
+        *"0123456789",
+        *[f"##{digit}" for digit in range(10)],
+    ]
     folder.mkdir(parents=True)
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
     tokenizer.model_max_length = 64
     tokenizer.save_pretrained(folder)
     torch.manual_seed(1234)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **(shape | settings))).save_pretrained(folder)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    with quiet_loading():
+        BertModel(BertConfig(vocab_size=len(vocabulary), **(shape | settings))).save_pretrained(folder)
     return folder
 
 

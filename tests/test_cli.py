@@ -54,22 +54,52 @@ def refused(result: tuple[int, str, str]) -> str:
         (["run", "mine.py"], "recipe file mine.py does not exist"),
         (["run", "newsgroups", "--arm", "full"], "unknown flag '--arm'; did you mean '--arms'?"),
         (["run", "newsgroups", "--resume"], "unknown flag '--resume'"),
-        (["run", "newsgroups", "--embedded", "--arms", "lroa"], "no arm 'lroa', it has scratch, head, top, lora, full; did you mean 'lora'?"),
+        (
+            ["run", "newsgroups", "--embedded", "--arms", "lroa"],
+            "no arm 'lroa', it has scratch, head, top, lora, full; did you mean 'lora'?",
+        ),
         (["run", "newsgroups", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-        (["run", "newsgroups", "--arms", "full", "--epochs", "0"], "arms.full.num_epochs: expected a value greater than 0, found 0"),
+        (
+            ["run", "newsgroups", "--arms", "full", "--epochs", "0"],
+            "arms.full.num_epochs: expected a value greater than 0, found 0",
+        ),
         (["run", "newsgroups", "--batch-size", "-4"], "training.batch_size: expected a value greater than 0, found -4"),
-        (["run", "newsgroups", "--arms", "full", "--learning-rate", "-1"], "arms.full.learning_rate: expected a value greater than 0, found -1.0"),
-        (["run", "newsgroups", "--max-length", "0"], "task.max_length: expected a value greater than or equal to 4, found 0"),
-        (["run", "newsgroups", "--precision", "bf61"], "training.precision: expected 'auto', 'bf16', 'fp16' or 'fp32', found 'bf61'; did you mean 'bf16'?"),
+        (
+            ["run", "newsgroups", "--arms", "full", "--learning-rate", "-1"],
+            "arms.full.learning_rate: expected a value greater than 0, found -1.0",
+        ),
+        (
+            ["run", "newsgroups", "--max-length", "0"],
+            "task.max_length: expected a value greater than or equal to 4, found 0",
+        ),
+        (
+            ["run", "newsgroups", "--precision", "bf61"],
+            "training.precision: expected 'auto', 'bf16', 'fp16' or 'fp32', found 'bf61'; did you mean 'bf16'?",
+        ),
         (["run", "newsgroups", "--set", "arms.lora.lora.rank=3"], "arms.lora.lora.rank: unknown key"),
-        (["run", "newsgroups", "--set", "training.batch_sise=3"], "training.batch_sise: unknown key; did you mean 'batch_size'?"),
+        (
+            ["run", "newsgroups", "--set", "training.batch_sise=3"],
+            "training.batch_sise: unknown key; did you mean 'batch_size'?",
+        ),
         (["run", "newsgroups", "--set", "training"], "expected --set field=value, found 'training'"),
         (["run", "newsgroups", "--set", "training.batch_size=[1"], "'[1' is no YAML value"),
-        (["run", "newsgroups", "--columns", "txt=body"], "unknown role 'txt', roles are text, label, label_name; did you mean 'text'?"),
+        (
+            ["run", "newsgroups", "--columns", "txt=body"],
+            "unknown role 'txt', roles are text, label, label_name; did you mean 'text'?",
+        ),
         (["run", "newsgroups", "--config", "gone.yaml"], "config file gone.yaml does not exist"),
-        (["run", "newsgroups", "--embedded", "--budgets", "many"], "a budget is a number of rows above 0, or 'all', found 'many'"),
-        (["run", "newsgroups", "--embedded", "--budgets", "10"], "a budget of 10 rows is too small for 8 classes: at least 16"),
-        (["run", "newsgroups", "--embedded", "--budgets", "5000"], "a budget of 5000 rows is more than the 256 training rows"),
+        (
+            ["run", "newsgroups", "--embedded", "--budgets", "many"],
+            "a budget is a number of rows above 0, or 'all', found 'many'",
+        ),
+        (
+            ["run", "newsgroups", "--embedded", "--budgets", "10"],
+            "a budget of 10 rows is too small for 8 classes: at least 16",
+        ),
+        (
+            ["run", "newsgroups", "--embedded", "--budgets", "5000"],
+            "a budget of 5000 rows is more than the 256 training rows",
+        ),
         (["run", "newsgroups", "--embedded", "--seeds", "-1"], "seeds must be 0 or more, found -1"),
         (["run", "newsgroups", "--embedded", "--max-test-rows", "0"], "max_test_rows must be at least 1"),
         (["run", "newsgroups", "--embedded", "--max-length", "600"], "max_length 600 is more than the 512 tokens"),
@@ -93,7 +123,10 @@ def test_several_mistakes_come_at_once(run: Run) -> None:
     [
         ("text,label\n", "holds no rows"),
         ("", "is empty"),
-        ("review,stars\ngood,5\nbad,1\n", "no column 'text' for the role 'text', it has review, stars"),
+        (
+            "review,stars\ngood,5\nbad,1\n",
+            "no column 'text' for the role 'text' and 'label' for the role 'label', it has review, stars",
+        ),
         ("text,label\na,x\nb,x\nc,x\nd,x\n", "at least two classes, every training row is 'x'"),
         ("text,label\na,x\nb,y\n", "2 training rows are too few for 2 classes"),
     ],
@@ -143,7 +176,20 @@ def test_the_output_folder_is_not_touched(run: Run, tmp_path: Path, tiny_bert: P
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "recipe.yaml").write_text("name: other")
-    message = refused(run("run", "text", "--dataset", topics_folder, "--checkpoint", tiny_bert, "--max-length", 32, "--output-dir", taken))
+    message = refused(
+        run(
+            "run",
+            "text",
+            "--dataset",
+            topics_folder,
+            "--checkpoint",
+            tiny_bert,
+            "--max-length",
+            32,
+            "--output-dir",
+            taken,
+        )
+    )
     assert "already holds another run" in message
     assert [path.name for path in taken.iterdir()] == ["recipe.yaml"]
     assert (taken / "recipe.yaml").read_text() == "name: other"
@@ -152,8 +198,32 @@ def test_the_output_folder_is_not_touched(run: Run, tmp_path: Path, tiny_bert: P
 def test_an_own_csv_from_start_to_table(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
     rows = [{"review": row["text"], "stars": str(["boats", "bread", "chess"].index(row["label"]) + 1)} for row in make_rows(60)]
     data = write_csv(tmp_path / "reviews.csv", rows)
-    words = ["run", "text", "--dataset", data, "--columns", "text=review", "label=stars", "--checkpoint", tiny_bert, "--max-length", 32]
-    code, out, err = run(*words, "--epochs", 1, "--arms", "head", "full", "--set", "training.batch_size=16", "arms.full.weight_decay=0", "--output-dir", "out")
+    words = [
+        "run",
+        "text",
+        "--dataset",
+        data,
+        "--columns",
+        "text=review",
+        "label=stars",
+        "--checkpoint",
+        tiny_bert,
+        "--max-length",
+        32,
+    ]
+    code, out, err = run(
+        *words,
+        "--epochs",
+        1,
+        "--arms",
+        "head",
+        "full",
+        "--set",
+        "training.batch_size=16",
+        "arms.full.weight_decay=0",
+        "--output-dir",
+        "out",
+    )
     assert code == 0, err
     assert "36 rows train" not in out
     assert "budget all: 39 rows train, 9 validate, 12 test; seed 0" in out
@@ -163,7 +233,7 @@ def test_an_own_csv_from_start_to_table(run: Run, tmp_path: Path, tiny_bert: Pat
     assert resolved["data"]["columns"] == {"text": "review", "label": "stars"}
     assert resolved["arms"]["full"] | {"num_epochs": 1, "weight_decay": 0} == resolved["arms"]["full"]
     # The run's own recipe.yaml repeats it, bit for bit.
-    code, again, err = run("run", "--config", "out/recipe.yaml", "--output-dir", "again")
+    code, _again, err = run("run", "--config", "out/recipe.yaml", "--output-dir", "again")
     assert code == 0, err
     for name in ("head", "full"):
         cell = f"{name}/budget-all/seed-0/model/model.safetensors"
@@ -174,7 +244,8 @@ def test_version_and_help(run: Run) -> None:
     assert run("--version")[:2] == (0, "hf-transfer-recipes 0.1.0\n")
     code, out, _ = run("run", "--help")
     assert code == 0
-    flags = "arms seeds budgets checkpoint dataset dataset-config columns output-dir epochs batch-size learning-rate max-length precision max-test-rows embedded config set"
+    flags = "arms seeds budgets checkpoint dataset dataset-config columns output-dir epochs batch-size learning-rate max-length precision"
+    flags += " max-test-rows embedded config set"
     assert all(f"--{flag} " in out for flag in flags.split())
 
 

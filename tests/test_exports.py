@@ -25,10 +25,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     [
         "import hf_transfer as ht; ht.Recipe; ht.Arm; ht.TransferError",
         "import hf_transfer as ht; ht.load_recipe('newsgroups')",
-        "import sys; sys.argv = ['hf-transfer', 'run', '--help']\ntry:\n    import hf_transfer.cli as c; c.run_cli()\nexcept SystemExit as e: assert not e.code",
+        "import hf_transfer.cli as cli\ntry:\n    cli.run_cli(['run', '--help'])\nexcept SystemExit as end:\n    assert not end.code",
     ],
 )
 def test_light_things_load_no_torch(code: str) -> None:
-    check = f"{code}\nimport sys; heavy = {{'torch', 'transformers', 'datasets', 'huggingface_hub'}} & set(sys.modules); assert not heavy, heavy"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    ending = "import sys\nheavy = {'torch', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules)\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{ending}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

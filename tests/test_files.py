@@ -3,7 +3,15 @@ from pathlib import Path
 import pytest
 
 from hf_transfer.errors import RunFolderError
-from hf_transfer.files import atomic_file, atomic_folder, cell_folder, claim_run_folder, read_json, run_folder_of, write_json
+from hf_transfer.files import (
+    atomic_file,
+    atomic_folder,
+    cell_folder,
+    claim_run_folder,
+    read_json,
+    run_folder_of,
+    write_json,
+)
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

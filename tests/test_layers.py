@@ -6,14 +6,32 @@ from pathlib import Path
 import hf_transfer
 
 PACKAGE = Path(hf_transfer.__file__).parent
-ORDER = ["errors", "files", "recipe", "data", "tasks", "models", "evaluation", "training", "evidence", "publish", "api", "cli"]
+ORDER = [
+    "errors",
+    "files",
+    "recipe",
+    "data",
+    "tasks",
+    "models",
+    "evaluation",
+    "training",
+    "evidence",
+    "publish",
+    "api",
+    "cli",
+]
 WITHOUT_TORCH = ["errors", "files", "recipe", "cli", "api"]
 
 
 def imported(path: Path) -> set[str]:
     """Give every hf_transfer module a file imports, inside functions too; what only a type checker sees is no import."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    only_types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    only_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
     names = set()
     for node in ast.walk(tree):
         if id(node) in only_types:
@@ -54,7 +72,9 @@ def test_a_wrong_import_is_found(tmp_path: Path) -> None:
 def test_siblings_import_downward_only() -> None:
     for folder in (path for path in PACKAGE.iterdir() if path.is_dir() and path.name in ORDER):
         graph = {
-            path.stem: {name.split(".")[2] for name in imported(path) if name.startswith(f"hf_transfer.{folder.name}.") and name.count(".") > 1}
+            path.stem: {
+                name.split(".")[2] for name in imported(path) if name.startswith(f"hf_transfer.{folder.name}.") and name.count(".") > 1
+            }
             for path in folder.glob("*.py")
         }
         done: set[str] = set()
@@ -70,7 +90,13 @@ def test_recipes_import_hf_transfer_only() -> None:
         roots = {
             name.split(".")[0]
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
         }
         assert roots == {"hf_transfer"}, path
         assert not any(isinstance(node, (ast.For, ast.While)) for node in ast.walk(ast.parse(path.read_text()))), f"{path} holds a loop"

@@ -29,7 +29,9 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     feature = splits["train"].features["label"]
     if isinstance(feature, ClassLabel):
         names = list(feature.names)
-        ids: dict[str, np.ndarray | None] = {split: None if values is None else _by_name(split, values, names) for split, values in raw.items()}
+        ids: dict[str, np.ndarray | None] = {
+            split: None if values is None else _by_name(split, values, names) for split, values in raw.items()
+        }
     elif all(isinstance(value, int) for values in raw.values() for value in values or []):
         names, ids = _integers(splits, raw, label_names)
     else:
@@ -47,7 +49,9 @@ def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
     if "label" not in dataset.column_names:
         return None
     feature = dataset.features["label"]
-    if getattr(feature, "dtype", None) is None or not feature.dtype.startswith(("int", "uint", "string", "large_string", "bool", "float", "null")):
+    if getattr(feature, "dtype", None) is None or not feature.dtype.startswith(
+        ("int", "uint", "string", "large_string", "bool", "float", "null")
+    ):
         raise DataError(f"labels must be integers, strings or a ClassLabel, the {split} column holds {feature}")
     values = dataset["label"][:]
     if split != "train" and all(value is None or value == -1 for value in values):
@@ -76,7 +80,9 @@ def _by_name(split: str, values: Sequence[int | str], names: Sequence[str]) -> n
     ids = {name: index for index, name in enumerate(names)}
     for row, value in enumerate(values):
         if value not in ids:
-            raise DataError(f"{split} row {row} has label '{value}', which is none of the names {listed(names)}{did_you_mean(str(value), names)}")
+            raise DataError(
+                f"{split} row {row} has label '{value}', which is none of the names {listed(names)}{did_you_mean(str(value), names)}"
+            )
     return np.array([ids[str(value)] for value in values], dtype=np.int64)
 
 
@@ -88,7 +94,9 @@ def _integers(
         for split, values in arrays.items():
             if values is not None and ((values < 0) | (values >= len(label_names))).any():
                 row = int(np.argmax((values < 0) | (values >= len(label_names))))
-                raise DataError(f"{split} row {row} has label {values[row]}, label_names names {len(label_names)} classes (0 to {len(label_names) - 1})")
+                raise DataError(
+                    f"{split} row {row} has label {values[row]}, label_names names {len(label_names)} classes (0 to {len(label_names) - 1})"
+                )
         return list(label_names), arrays
     names_of: dict[int, str] = {}
     for split, values in arrays.items():
@@ -112,7 +120,9 @@ def _sorted_names(names: set[str]) -> list[str]:
 
 
 def _check_classes(names: Sequence[str], ids: Mapping[str, np.ndarray | None]) -> None:
-    trained = set(np.unique(ids["train"]).tolist())
+    train_ids = ids["train"]
+    assert train_ids is not None
+    trained = set(np.unique(train_ids).tolist())
     if len(trained) < 2:
         raise DataError(f"training needs at least two classes, every training row is '{names[trained.pop()]}'")
     for split, values in ids.items():

@@ -106,7 +106,9 @@ def check_budget(corpus: Corpus, budget: Budget) -> None:
         if rows < 2 * num_classes:
             raise DataError(f"{rows} training rows are too few for {num_classes} classes: at least {2 * num_classes} are needed")
     elif budget > rows:
-        raise DataError(f"a budget of {budget} rows is more than the {rows} training rows there are; leave --budgets out to use all of them")
+        raise DataError(
+            f"a budget of {budget} rows is more than the {rows} training rows there are; leave --budgets out to use all of them"
+        )
     elif budget < 2 * num_classes:
         raise DataError(f"a budget of {budget} rows is too small for {num_classes} classes: at least {2 * num_classes} are needed")
 

@@ -12,7 +12,14 @@ from hf_transfer.errors import DataError, did_you_mean, listed
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 
 def embedded_datasets() -> list[str]:
@@ -35,7 +42,9 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
     if source.startswith(EMBEDDED):
         name = source.removeprefix(EMBEDDED)
         if name not in embedded_datasets():
-            raise DataError(f"no embedded dataset '{name}': there are {listed(embedded_datasets())}{did_you_mean(name, embedded_datasets())}")
+            raise DataError(
+                f"no embedded dataset '{name}': there are {listed(embedded_datasets())}{did_you_mean(name, embedded_datasets())}"
+            )
         return _read_folder(EMBEDDED_FOLDER / name)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -86,12 +95,13 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
     selected = {}
     for split, dataset in splits.items():
         found = {role: column for role, column in columns.items() if column in dataset.column_names}
-        for role in columns.keys() - found.keys():
-            if (split, role) not in optional:
-                raise DataError(
-                    f"the {split} data has no column '{columns[role]}' for the role '{role}', it has {listed(dataset.column_names)}: "
-                    f"name it with --columns {role}=COLUMN{did_you_mean(columns[role], dataset.column_names)}"
-                )
+        missing = [role for role in columns if role not in found and (split, role) not in optional]
+        if missing:
+            wanted = " and ".join(f"'{columns[role]}' for the role '{role}'" for role in missing)
+            raise DataError(
+                f"the {split} data has no column {wanted}, it has {listed(dataset.column_names)}: name it with --columns "
+                f"{' '.join(f'{role}=COLUMN' for role in missing)}{did_you_mean(columns[missing[0]], dataset.column_names)}"
+            )
         selected[split] = dataset.select_columns(list(found.values())).rename_columns({column: role for role, column in found.items()})
     return selected
 
@@ -105,7 +115,10 @@ def _read_folder(folder: Path) -> dict[str, Dataset]:
             files.setdefault(SPLIT_NAMES[word], []).append(path)
     if "train" not in files:
         found = [path.name for path in sorted(folder.iterdir())]
-        raise DataError(f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(DATA_SUFFIXES)}; found {listed(found) or 'nothing'}")
+        raise DataError(
+            f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(DATA_SUFFIXES)}; "
+            f"found {listed(found) or 'nothing'}"
+        )
     return {split: _concatenated(split, paths) for split, paths in files.items()}
 
 

@@ -1,7 +1,7 @@
-"""Our metrics as `evaluate.Metric`: usable wherever that library is, without the Hub (`evaluate.load` needs it, and runs code from the working folder).
+"""Our metrics as `evaluate.Metric`, offline; `evaluate.load` needs the Hub, and runs code from the working folder.
 
-    Accuracy().compute(references=[0, 1], predictions=[0, 0])
-    ExpectedCalibrationError().compute(references=[0, 1], predictions=[0, 0], probabilities=[[0.9, 0.1], [0.6, 0.4]])
+Accuracy().compute(references=[0, 1], predictions=[0, 0])
+ExpectedCalibrationError().compute(references=[0, 1], predictions=[0, 0], probabilities=[[0.9, 0.1], [0.6, 0.4]])
 """
 
 from typing import Any

@@ -1,6 +1,5 @@
 """Metrics of a classification from counts: count, merge, then divide. Weighted rows make a bootstrap a matrix of counts."""
 
-
 import numpy as np
 
 CLASSIFICATION_METRICS = ("accuracy", "f1_macro", "mcc", "ece")
@@ -26,7 +25,9 @@ def classification_metrics(references: np.ndarray, predictions: np.ndarray, prob
     return {name: float(values[0]) for name, values in weighted.items()}
 
 
-def weighted_metrics(references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_metrics(
+    references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
     """Give the metrics for each of R weightings of the same rows.
 
     MCC is the multi-class form of Gorodkin 2004 (https://doi.org/10.1016/j.compbiolchem.2004.09.006); ECE has 15 equal-width bins
@@ -71,5 +72,3 @@ def _calibration_errors(correct: np.ndarray, confidences: np.ndarray, weights: n
     gaps = np.zeros((len(correct), NUM_BINS))
     gaps[np.arange(len(correct)), bins] = correct - confidences
     return np.abs(weights @ gaps).sum(axis=1)
-
-

@@ -16,7 +16,11 @@ Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
 
 
 def predict_logits(
-    model: nn.Module, rows: Sequence[np.ndarray], collate: Collate, max_tokens: int, accelerator: Accelerator | None = None
+    model: nn.Module,
+    rows: Sequence[np.ndarray],
+    collate: Collate,
+    max_tokens: int,
+    accelerator: Accelerator | None = None,
 ) -> np.ndarray:
     """Run a model over rows, each exactly once, cut into micro-batches of like lengths.
 

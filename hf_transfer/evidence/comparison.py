@@ -98,9 +98,13 @@ def recommend(cells: Cells) -> dict[str, Any]:
     seed = by_loss[(len(by_loss) - 1) // 2].result["seed"]
     loss = f"{np.mean(losses[chosen]):.3f}"
     if chosen == best:
-        reason = f"lowest validation loss ({loss})" + (f"; no arm within its standard error ({error:.3f}) trains fewer parameters" if len(losses) > 1 else "")
+        reason = f"lowest validation loss ({loss})" + (
+            f"; no arm within its standard error ({error:.3f}) trains fewer parameters" if len(losses) > 1 else ""
+        )
     else:
-        reason = f"fewest trainable parameters ({size(chosen)[0]:,}) among the arms whose validation loss ({loss}) is within one standard error "
+        reason = (
+            f"fewest trainable parameters ({size(chosen)[0]:,}) among the arms whose validation loss ({loss}) is within one standard error "
+        )
         reason += f"({error:.3f}, over {over}) of the best ({best}, {np.mean(losses[best]):.3f})"
     return {"arm": chosen, "budget": budget, "seed": seed, "reason": reason}
 
@@ -115,7 +119,9 @@ def _read_cell(folder: Path) -> Cell:
 def _baseline(cells: Cells, budget: Budget) -> str | None:
     """Give the arm that gains are measured against: the one trained whole from scratch, the one called so if there are several."""
     from_scratch = [
-        arm for (arm, at), group in cells.items() if at == budget and group[0].result["init"] == "scratch" and group[0].result["tuning"] == "full"
+        arm
+        for (arm, at), group in cells.items()
+        if at == budget and group[0].result["init"] == "scratch" and group[0].result["tuning"] == "full"
     ]
     return "scratch" if "scratch" in from_scratch else next(iter(from_scratch), None)
 
@@ -135,7 +141,14 @@ def _difference(cells: Cells, arm: str, other: str, budget: Budget, metric: str)
         [mine.metric(metric) - theirs.metric(metric) for mine, theirs in pairs],
         np.mean([mine.resampled[metric] - theirs.resampled[metric] for mine, theirs in pairs], axis=0),
     )
-    return {"arm": arm, "budget": budget, "metric": metric, "delta": found.mean, **_interval(found), "p_value": found.p_value}
+    return {
+        "arm": arm,
+        "budget": budget,
+        "metric": metric,
+        "delta": found.mean,
+        **_interval(found),
+        "p_value": found.p_value,
+    }
 
 
 def _interval(found: Estimate) -> dict[str, Any]:

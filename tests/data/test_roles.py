@@ -6,7 +6,11 @@ from hf_transfer.errors import DataError
 
 
 def examples(labels: list[int] | np.ndarray, inputs: list[str] | None = None) -> Examples:
-    return Examples(np.arange(len(labels)), inputs or [f"text {index}" for index in range(len(labels))], np.array(labels, dtype=np.int64))
+    return Examples(
+        np.arange(len(labels)),
+        inputs or [f"text {index}" for index in range(len(labels))],
+        np.array(labels, dtype=np.int64),
+    )
 
 
 def skewed(num_rows: int = 600, num_classes: int = 7, seed: int = 3) -> Examples:

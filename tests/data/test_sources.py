@@ -31,11 +31,20 @@ def test_parquet_keeps_a_class_label(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_splits(tmp_path: Path) -> None:
-    for name, text in {"train-00000-of-00002.csv": "t\na\n", "train-00001-of-00002.csv": "t\nb\n", "dev.jsonl": '{"t": "c"}', "test.tsv": "t\nd\n"}.items():
+    for name, text in {
+        "train-00000-of-00002.csv": "t\na\n",
+        "train-00001-of-00002.csv": "t\nb\n",
+        "dev.jsonl": '{"t": "c"}',
+        "test.tsv": "t\nd\n",
+    }.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "README.md").write_text("not data")
     splits = load_splits(str(tmp_path))
-    assert {name: split["t"][:] for name, split in splits.items()} == {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    assert {name: split["t"][:] for name, split in splits.items()} == {
+        "train": ["a", "b"],
+        "validation": ["c"],
+        "test": ["d"],
+    }
 
 
 def test_embedded_newsgroups_is_what_its_card_says() -> None:
@@ -95,8 +104,13 @@ def test_roles_take_their_columns_and_nothing_is_guessed() -> None:
     splits = {"train": Dataset.from_dict({"label": ["a"], "text": ["b"], "more": ["c"]})}
     swapped = select_roles(splits, {"text": "label", "label": "text"}, optional=frozenset())
     assert swapped["train"].to_list() == [{"text": "a", "label": "b"}]
-    with pytest.raises(DataError, match=r"no column 'txt' for the role 'text', it has label, text, more: .*--columns text=COLUMN; did you mean 'text'"):
+    with pytest.raises(
+        DataError,
+        match=r"no column 'txt' for the role 'text', it has label, text, more: .*--columns text=COLUMN; did you mean 'text'",
+    ):
         select_roles(splits, {"text": "txt", "label": "label"}, optional=frozenset())
     with pytest.raises(DataError, match="a column of its own"):
         select_roles(splits, {"text": "text", "label": "text"}, optional=frozenset())
-    assert select_roles(splits, {"text": "text", "label": "gone"}, optional=frozenset({("train", "label")}))["train"].column_names == ["text"]
+    assert select_roles(splits, {"text": "text", "label": "gone"}, optional=frozenset({("train", "label")}))["train"].column_names == [
+        "text"
+    ]

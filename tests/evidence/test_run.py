@@ -63,7 +63,22 @@ def test_the_run_folder_is_the_contract(comparison: ht.Comparison, recipe: ht.Re
 def test_results_hold_what_the_contract_says(comparison: ht.Comparison) -> None:
     for cell in cells(comparison):
         result = json.loads((cell / "result.json").read_text())
-        assert {"arm", "init", "tuning", "seed", "budget", "checkpoint", "dataset", "metrics", "cost", "history", "stopped", "resumed_from", "data", "environment"} <= set(result)
+        assert {
+            "arm",
+            "init",
+            "tuning",
+            "seed",
+            "budget",
+            "checkpoint",
+            "dataset",
+            "metrics",
+            "cost",
+            "history",
+            "stopped",
+            "resumed_from",
+            "data",
+            "environment",
+        } <= set(result)
         train_rows = {30: 24, "all": 72}[result["budget"]]
         assert result["data"]["train_rows"] == train_rows
         assert result["data"]["validation_rows"] == train_rows // 4
@@ -72,7 +87,14 @@ def test_results_hold_what_the_contract_says(comparison: ht.Comparison) -> None:
         assert result["cost"]["rows_seen"] == 2 * train_rows
         assert result["cost"]["peak_memory_bytes"] > 1e7
         assert 0 < result["cost"]["train_seconds"] < result["cost"]["wall_seconds"]
-        assert set(result["metrics"]["validation"]) == {"loss", "loss_standard_error", "accuracy", "f1_macro", "mcc", "ece"}
+        assert set(result["metrics"]["validation"]) == {
+            "loss",
+            "loss_standard_error",
+            "accuracy",
+            "f1_macro",
+            "mcc",
+            "ece",
+        }
         assert len(result["history"]) == 2
         assert result["environment"]["precision"] == "fp32"
         assert result["environment"]["num_processes"] == 1
@@ -100,7 +122,12 @@ def test_predictions_give_back_every_number(comparison: ht.Comparison) -> None:
         assert (entry["scope"], entry["num_seeds"]) == ("seeds+rows", 2)
     for entry in [*comparison.values["gains"], *comparison.values["pairs"]]:
         other = entry.get("baseline") or entry["other"]
-        expected = np.mean([metrics[entry["arm"], entry["budget"], s][entry["metric"]] - metrics[other, entry["budget"], s][entry["metric"]] for s in SEEDS])
+        expected = np.mean(
+            [
+                metrics[entry["arm"], entry["budget"], s][entry["metric"]] - metrics[other, entry["budget"], s][entry["metric"]]
+                for s in SEEDS
+            ]
+        )
         assert entry["delta"] == pytest.approx(expected, abs=1e-9)
         assert entry["ci_low"] <= entry["delta"] <= entry["ci_high"]
 
@@ -186,7 +213,10 @@ def test_the_same_run_again_is_bit_equal(comparison: ht.Comparison, recipe: ht.R
     again = ht.run(recipe, arms=["lora", "scratch"], budgets=[30], seeds=[1], output_dir=tmp_path / "again")
     for arm in ("lora", "scratch"):
         one, other = (folder / arm / "budget-30/seed-1" for folder in (comparison.folder, again.folder))
-        for name in ("model/adapter_model.safetensors" if arm == "lora" else "model/model.safetensors", "predictions.parquet"):
+        for name in (
+            "model/adapter_model.safetensors" if arm == "lora" else "model/model.safetensors",
+            "predictions.parquet",
+        ):
             assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
@@ -207,7 +237,11 @@ def test_what_is_refused_writes_nothing(comparison: ht.Comparison, recipe: ht.Re
         ({}, {"max_test_rows": 0}, "max_test_rows must be at least 1"),
         ({"data.source": None}, {}, "names no data"),
         ({"task.max_length": 100}, {}, "max_length 100 is more than the 64 tokens"),
-        ({"arms.lora.lora.target_modules": ["query", "valeu"]}, {"arms": ["head", "lora"]}, "'valeu' matches no module"),
+        (
+            {"arms.lora.lora.target_modules": ["query", "valeu"]},
+            {"arms": ["head", "lora"]},
+            "'valeu' matches no module",
+        ),
         ({"arms.top.num_blocks": 5}, {"arms": ["top"]}, "has 2"),
         ({"training.class_weights": {"boat": 2.0}}, {}, "class_weights names 'boat'.*did you mean 'boats'"),
     ]:

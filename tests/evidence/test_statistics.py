@@ -26,7 +26,10 @@ def test_resampling_is_paired_between_arms() -> None:
     references, predictions, probabilities = rows(300, 0.7, 1)
     better = predictions.copy()
     better[:30] = references[:30]
-    gap = resample_metrics(references, better, probabilities)["accuracy"] - resample_metrics(references, predictions, probabilities)["accuracy"]
+    gap = (
+        resample_metrics(references, better, probabilities)["accuracy"]
+        - resample_metrics(references, predictions, probabilities)["accuracy"]
+    )
     assert (gap >= 0).all(), "the better arm is never worse on the same rows"
 
 

@@ -52,7 +52,11 @@ def test_lora_starts_as_the_base_model(architecture: Architecture) -> None:
 
 
 def test_lora_targets_by_name_and_by_pattern(architecture: Architecture) -> None:
-    for targets, count in ((["query", "value"], 4), (r".*layer\.1\..*\.key", 1), (["bert.encoder.layer.0.output.dense"], 1)):
+    for targets, count in (
+        (["query", "value"], 4),
+        (r".*layer\.1\..*\.key", 1),
+        (["bert.encoder.layer.0.output.dense"], 1),
+    ):
         adapters = {name for name in trainable(tuned(architecture, "lora", target_modules=targets)) if ".lora_A" in name}
         assert len(adapters) == count
 
@@ -81,7 +85,6 @@ def test_more_blocks_than_there_are(architecture: Architecture) -> None:
 def modes(model: nn.Module) -> dict[str, bool]:
     set_training_mode(model)
     return {name: module.training for name, module in model.named_modules() if isinstance(module, nn.Dropout) or "attention.self" in name}
-
 
 
 def test_frozen_modules_run_as_at_inference(architecture: Architecture) -> None:

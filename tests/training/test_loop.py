@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from hf_transfer.errors import TrainingError
+from hf_transfer.evidence.study import build_arm
 from hf_transfer.models.build import Architecture, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
-from hf_transfer.evidence.study import build_arm
 from hf_transfer.recipe import Arm
 from hf_transfer.tasks import text_classification as task
 from hf_transfer.training.loop import Training, train
@@ -32,7 +32,11 @@ def data(tiny_bert: Path) -> tuple[list[np.ndarray], np.ndarray, Any]:
     tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
     made = make_rows(80)
     rows = task.encode(tokenizer, [row["text"] for row in made], 64)
-    return rows, np.array([LABELS.index(row["label"]) for row in made]), functools.partial(task.collate, tokenizer=tokenizer)
+    return (
+        rows,
+        np.array([LABELS.index(row["label"]) for row in made]),
+        functools.partial(task.collate, tokenizer=tokenizer),
+    )
 
 
 def architecture(tiny_bert: Path, dropout: float | None) -> Architecture:
@@ -43,13 +47,34 @@ def build(tiny_bert: Path, dropout: float | None = 0.0, seed: int = 0, **arm: An
     return build_arm(architecture(tiny_bert, dropout), Arm(learning_rate=RATE, num_epochs=1, **arm), seed, "SEQ_CLS")
 
 
-def fit(model: nn.Module, data: Any, max_tokens: int = 128, seed: int = 0, epochs: int = 2, weights: np.ndarray | None = None, **settings: Any) -> Training:
+def fit(
+    model: nn.Module,
+    data: Any,
+    max_tokens: int = 128,
+    seed: int = 0,
+    epochs: int = 2,
+    weights: np.ndarray | None = None,
+    **settings: Any,
+) -> Training:
     rows, labels, collate = data
     lengths = np.array([len(row) for row in rows])
     weights = np.ones(len(rows), dtype=np.float32) if weights is None else weights
     plan = UpdatePlan(lengths, weights, batch_size=8, num_epochs=epochs, max_tokens=max_tokens, seed=seed)
-    settings = {"validate": lambda model: {"loss": 0.0}, "learning_rate": RATE, "row_losses": task.row_losses} | settings
-    return train(model, build_optimizer(model, "adamw", RATE, 0.01), plan, rows, labels, collate=collate, accelerator=Accelerator(cpu=True), **settings)
+    settings = {
+        "validate": lambda model: {"loss": 0.0},
+        "learning_rate": RATE,
+        "row_losses": task.row_losses,
+    } | settings
+    return train(
+        model,
+        build_optimizer(model, "adamw", RATE, 0.01),
+        plan,
+        rows,
+        labels,
+        collate=collate,
+        accelerator=Accelerator(cpu=True),
+        **settings,
+    )
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -157,5 +182,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_update(tiny_bert: Path, da
         calls.append(1)
         return task.row_losses(logits, labels) * (float("nan") if len(calls) == 13 else 1.0)
 
-    with pytest.raises(TrainingError, match=r"training: the loss of update 13 of 20 \(epoch 2\) is no finite number: lower the learning rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"training: the loss of update 13 of 20 \(epoch 2\) is no finite number: lower the learning rate",
+    ):
         fit(build(tiny_bert), data, max_tokens=100_000, row_losses=row_losses)

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ def test_the_rate_rises_then_falls() -> None:
     cosine = [rate_factor(update, 20, 0.2, "cosine") for update in range(20)]
     assert cosine[4] == 1.0
     assert cosine[12] == pytest.approx(0.5)
-    assert all(before > after for before, after in zip(cosine[4:], cosine[5:], strict=False))
+    assert all(before > after for before, after in itertools.pairwise(cosine))
     assert {rate_factor(update, 20, 0.0, "constant") for update in range(20)} == {1.0}
     assert rate_factor(0, 1, 0.1, "linear") == 1.0
 
@@ -24,6 +26,11 @@ def test_biases_and_norms_do_not_decay() -> None:
     decayed, plain = optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     assert {id(parameter) for parameter in decayed["params"]} == {id(model[0].weight), id(model[1].weight)}
-    assert {id(parameter) for parameter in plain["params"]} == {id(model[1].bias), id(model[2].weight), id(model[2].bias), id(model[3].bias)}
+    assert {id(parameter) for parameter in plain["params"]} == {
+        id(model[1].bias),
+        id(model[2].weight),
+        id(model[2].bias),
+        id(model[3].bias),
+    }
     assert isinstance(build_optimizer(model, "sgd", 0.1, 0.0), torch.optim.SGD)
     assert build_optimizer(model, "sgd", 0.1, 0.0).defaults["momentum"] == 0.9

@@ -7,7 +7,15 @@ from hf_transfer.training.plan import UpdatePlan
 def plan(num_rows: int = 53, num_processes: int = 1, max_tokens: int = 200, seed: int = 0, batch_size: int = 8) -> UpdatePlan:
     rng = np.random.default_rng(9)
     weights = rng.random(num_rows).astype(np.float32) + 0.1
-    return UpdatePlan(rng.integers(2, 120, num_rows), weights, batch_size, num_epochs=2, max_tokens=max_tokens, seed=seed, num_processes=num_processes)
+    return UpdatePlan(
+        rng.integers(2, 120, num_rows),
+        weights,
+        batch_size,
+        num_epochs=2,
+        max_tokens=max_tokens,
+        seed=seed,
+        num_processes=num_processes,
+    )
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 11])
