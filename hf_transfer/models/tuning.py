@@ -114,8 +114,11 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
 
     PEFT's own defaults put adapters on the random classifier, or refuse: so the head's modules go into `modules_to_save` and, as a
     regular expression, into `exclude_modules`.
+
+    Raises:
+        CheckpointError: A target matches nothing, or PEFT would train other whole modules than the head.
     """
-    head_modules = sorted({name.rpartition(".")[0] for name in head})
+    head_modules = find_head_modules(model, head)
     excluded = rf"({'|'.join(re.escape(name) for name in head_modules)})(\..+)?"
     _check_targets(model, lora.target_modules, excluded)
     config = LoraConfig(
@@ -130,7 +133,29 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
         task_type=peft_task_type,
     )
     with quiet_peft():
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    whole = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".lora_" not in name]
+    saved = {name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".") for name in whole}
+    if saved != head or len(whole) != len(head):
+        raise CheckpointError(
+            f"LoRA cannot keep the head of this architecture apart: expected {listed(sorted(head))} to train whole, PEFT trains "
+            f"{listed(sorted(saved))}; leave the arm out"
+        )
+    return adapted
+
+
+def find_head_modules(model: nn.Module, head: frozenset[str]) -> list[str]:
+    """Give the fewest modules that hold the head's parameters and no others, by full name, sorted.
+
+    They have to be the outermost: PEFT adds a module called `classifier` to what it saves, and where the head's own modules lie inside
+    one (RoBERTa, ELECTRA), both would be wrapped and neither trained.
+    """
+    whole = [
+        name
+        for name, module in model.named_modules()
+        if name and (inside := {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}) and inside <= head
+    ]
+    return sorted(name for name in whole if not any(name.startswith(f"{other}.") for other in whole))
 
 
 def _check_targets(model: nn.Module, targets: str | list[str], excluded: str) -> None:
