@@ -11,17 +11,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from hf_transfer.data.roles import Budget, Examples, draw
+from hf_transfer.data.roles import Budget
 from hf_transfer.evaluation.metrics import classification_metrics
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.evidence.environment import describe_environment
-from hf_transfer.evidence.study import Study, build_arm
+from hf_transfer.evidence.study import Rows, Study, build_arm
 from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, atomic_file, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
+from hf_transfer.recipe import Arm
 from hf_transfer.training.device import peak_memory_bytes, reset_peak_memory
-from hf_transfer.training.loop import train
+from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
 
@@ -46,53 +47,15 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         TrainingError: The loss became no number.
     """
     started = time.perf_counter()
-    accelerator, training, arm = study.accelerator, study.recipe.training, study.recipe.arms[arm_name]
+    accelerator, arm = study.accelerator, study.recipe.arms[arm_name]
     reset_peak_memory(accelerator)
-
-    train_positions, validation_positions = draw(study.corpus, budget, seed)
-    examples = study.corpus.train.take(train_positions)
-    rows = [study.train_rows[position] for position in train_positions]
-    if validation_positions is None:
-        assert study.corpus.validation is not None
-        validation, validation_rows = study.corpus.validation, study.validation_rows
-    else:
-        validation = study.corpus.train.take(validation_positions)
-        validation_rows = [study.train_rows[position] for position in validation_positions]
-
+    train_rows, validation_rows = study.draw(budget, seed)
     model = build_arm(study.architecture, arm, seed, study.task.PEFT_TASK_TYPE)
-    unused = freeze_unused(model, study.collate(rows[:1]))
+    unused = freeze_unused(model, study.collate(train_rows.encoded[:1]))
     trainable_parameters, total_parameters = count_parameters(model)
-    plan = UpdatePlan(
-        lengths=np.array([len(row) for row in rows], dtype=np.int64),
-        weights=row_weights(examples.labels, study.labels, training.class_weights),
-        batch_size=training.batch_size,
-        num_epochs=arm.num_epochs,
-        max_tokens=study.max_tokens,
-        seed=seed,
-        num_processes=accelerator.num_processes,
-    )
-    can_choose = len(validation) >= MIN_ROWS_TO_CHOOSE
-    done = train(
-        model,
-        build_optimizer(model, training.optimizer, arm.learning_rate, arm.weight_decay),
-        plan,
-        rows,
-        examples.labels,
-        collate=study.collate,
-        row_losses=functools.partial(study.task.row_losses, label_smoothing=training.label_smoothing),
-        validate=lambda current: evaluate(study, current, validation, validation_rows)[0],
-        accelerator=accelerator,
-        learning_rate=arm.learning_rate,
-        warmup_fraction=training.warmup_fraction,
-        schedule=training.schedule,
-        max_grad_norm=training.max_grad_norm,
-        restore_best=can_choose,
-        patience=training.early_stopping_patience if can_choose else None,
-        title=f"{arm_name}  budget {budget}  seed {seed}",
-    )
-    validation_metrics, _ = evaluate(study, model, validation, validation_rows)
-    test_metrics, probabilities = evaluate(study, model, study.corpus.test, study.test_rows)
-    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    done = _train(study, model, arm, train_rows, validation_rows, seed, title=f"{arm_name}  budget {budget}  seed {seed}")
+    validation_metrics, _ = evaluate(study, model, validation_rows)
+    test_metrics, probabilities = evaluate(study, model, study.test)
     result = {
         "arm": arm_name,
         "init": arm.init,
@@ -119,9 +82,9 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "frozen_unused": unused,
         "resumed_from": [],
         "data": {
-            "train_rows": len(examples),
-            "validation_rows": len(validation),
-            "test_rows": len(study.corpus.test),
+            "train_rows": len(train_rows),
+            "validation_rows": len(validation_rows),
+            "test_rows": len(study.test),
             "dropped_rows": study.corpus.dropped_rows,
             "fingerprint": study.corpus.fingerprint,
             "overlap_rows": study.corpus.overlap_rows,
@@ -129,39 +92,66 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "environment": describe_environment(accelerator),
     }
     if accelerator.is_main_process:
-        folder.mkdir(parents=True)
-        checkpoint = study.architecture.checkpoint
-        sidecar = Sidecar(study.recipe.to_dict()["task"], study.labels, checkpoint.base_id, checkpoint.revision, checkpoint.sha256)
-        save_model(model, checkpoint.tokenizer, sidecar, folder / MODEL_FOLDER)
-        _write_predictions(folder / PREDICTIONS_FILE, study.corpus.test, probabilities)
-        write_json(folder / RESULT_FILE, result)
+        _write_cell(study, accelerator.unwrap_model(model, keep_fp32_wrapper=False), probabilities, result, folder)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return result
 
 
-def evaluate(study: Study, model: nn.Module, examples: Examples, rows: list[np.ndarray]) -> tuple[dict[str, float | None], np.ndarray]:
+def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: Rows, seed: int, title: str) -> Training:
+    """Train an arm's model on the rows of a cell."""
+    settings = study.recipe.training
+    plan = UpdatePlan(
+        lengths=np.array([len(row) for row in rows.encoded], dtype=np.int64),
+        weights=row_weights(rows.examples.labels, study.labels, settings.class_weights),
+        batch_size=settings.batch_size,
+        num_epochs=arm.num_epochs,
+        max_tokens=study.max_tokens,
+        seed=seed,
+        num_processes=study.accelerator.num_processes,
+    )
+    can_choose = len(validation_rows) >= MIN_ROWS_TO_CHOOSE
+    return train(
+        model,
+        build_optimizer(model, settings.optimizer, arm.learning_rate, arm.weight_decay),
+        plan,
+        rows.encoded,
+        rows.examples.labels,
+        collate=study.collate,
+        row_losses=functools.partial(study.task.row_losses, label_smoothing=settings.label_smoothing),
+        validate=lambda current: evaluate(study, current, validation_rows)[0],
+        accelerator=study.accelerator,
+        learning_rate=arm.learning_rate,
+        warmup_fraction=settings.warmup_fraction,
+        schedule=settings.schedule,
+        max_grad_norm=settings.max_grad_norm,
+        restore_best=can_choose,
+        patience=settings.early_stopping_patience if can_choose else None,
+        title=title,
+    )
+
+
+def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any], np.ndarray]:
     """Predict labelled rows and measure.
 
     Args:
         study: What the cells share.
         model: Unwrapped model.
-        examples: Rows with their labels, (B,).
-        rows: The same rows, encoded.
+        rows: (B,) rows.
 
     Returns:
         `loss` (mean cross-entropy, nats, unweighted), its standard error over rows (None for one row) and the task's metrics;
         probabilities (B, C).
     """
-    logits = predict_logits(model, rows, study.collate, study.max_tokens, study.accelerator)
-    losses = study.task.row_losses(torch.from_numpy(logits), torch.from_numpy(examples.labels)).double().numpy()
+    logits = predict_logits(model, rows.encoded, study.collate, study.max_tokens, study.accelerator)
+    labels = rows.examples.labels
+    losses = study.task.row_losses(torch.from_numpy(logits), torch.from_numpy(labels)).double().numpy()
     probabilities = study.task.probabilities(logits)
-    metrics: dict[str, float | None] = {
+    metrics: dict[str, Any] = {
         "loss": float(losses.mean()),
         "loss_standard_error": float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None,
     }
-    metrics.update(classification_metrics(examples.labels, probabilities.argmax(axis=1), probabilities))
-    return metrics, probabilities
+    return metrics | classification_metrics(labels, probabilities.argmax(axis=1), probabilities), probabilities
 
 
 def row_weights(labels: np.ndarray, names: list[str], class_weights: str | dict[str, float]) -> np.ndarray:
@@ -183,7 +173,12 @@ def row_weights(labels: np.ndarray, names: list[str], class_weights: str | dict[
     return (len(labels) / (np.count_nonzero(counts) * counts[labels])).astype(np.float32)
 
 
-def _write_predictions(path: Path, examples: Examples, probabilities: np.ndarray) -> None:
+def _write_cell(study: Study, model: nn.Module, probabilities: np.ndarray, result: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    checkpoint = study.architecture.checkpoint
+    sidecar = Sidecar(study.recipe.to_dict()["task"], study.labels, checkpoint.base_id, checkpoint.revision, checkpoint.sha256)
+    save_model(model, checkpoint.tokenizer, sidecar, folder / MODEL_FOLDER)
+    examples = study.test.examples
     table = pa.table(
         {
             "row_id": examples.row_ids,
@@ -192,5 +187,6 @@ def _write_predictions(path: Path, examples: Examples, probabilities: np.ndarray
             "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1]),
         }
     )
-    with atomic_file(path) as temporary:
+    with atomic_file(folder / PREDICTIONS_FILE) as temporary:
         pq.write_table(table, temporary)
+    write_json(folder / RESULT_FILE, result)

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-import hf_transfer
-
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     """Give versions, device, processes, threads, precision and commit, as `result.json` keeps them."""
@@ -36,7 +34,7 @@ def _device_name(accelerator: Accelerator) -> str:
 
 def _commit() -> str | None:
     """Give the commit of this package's own checkout, or None where it was installed from a wheel."""
-    checkout = Path(hf_transfer.__file__).parent.parent
+    checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None
     try:

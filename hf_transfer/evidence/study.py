@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_transfer.data.roles import Budget, Corpus, check_budget, fix_test
+from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_splits
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.evaluation.prediction import Collate
@@ -21,6 +21,22 @@ from hf_transfer.tasks import functions_of
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Labelled rows beside their encoding."""
+
+    examples: Examples
+    encoded: list[np.ndarray]
+    """(B,) rows of ids, each (L_i,)."""
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def take(self, positions: np.ndarray) -> "Rows":
+        """Give the rows at `positions`, in that order."""
+        return Rows(self.examples.take(positions), [self.encoded[position] for position in positions])
+
+
+@dataclass(frozen=True)
 class Study:
     """Data, architecture and devices of one run."""
 
@@ -28,12 +44,11 @@ class Study:
     labels: list[str]
     """(C,), by class id."""
     corpus: Corpus
-    train_rows: list[np.ndarray]
-    """Encoded `corpus.train`, each (L_i,)."""
-    validation_rows: list[np.ndarray]
-    """Encoded `corpus.validation`; empty where the data has none."""
-    test_rows: list[np.ndarray]
-    """Encoded `corpus.test`."""
+    train: Rows
+    """What training and validation rows are drawn from."""
+    validation: Rows | None
+    """The data's own validation split."""
+    test: Rows
     architecture: Architecture
     accelerator: Accelerator
     max_tokens: int
@@ -43,6 +58,14 @@ class Study:
     def task(self) -> ModuleType:
         """The task's functions."""
         return functions_of(self.recipe.task)
+
+    def draw(self, budget: Budget, seed: int) -> tuple[Rows, Rows]:
+        """Draw the training and validation rows of a budget and seed."""
+        train, validation = draw(self.corpus, budget, seed)
+        if validation is not None:
+            return self.train.take(train), self.train.take(validation)
+        assert self.validation is not None
+        return self.train.take(train), self.validation
 
     @property
     def collate(self) -> Collate:
@@ -91,14 +114,17 @@ def prepare_study(
     architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout)
     for name in arms:
         check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE)
-    encode = functools.partial(task.encode, checkpoint.tokenizer, max_length=max_length)
+
+    def encode(rows: Examples) -> Rows:
+        return Rows(rows, task.encode(checkpoint.tokenizer, rows.inputs, max_length))
+
     return Study(
         recipe=recipe,
         labels=labels,
         corpus=corpus,
-        train_rows=encode(corpus.train.inputs),
-        validation_rows=encode(corpus.validation.inputs) if corpus.validation else [],
-        test_rows=encode(corpus.test.inputs),
+        train=encode(corpus.train),
+        validation=encode(corpus.validation) if corpus.validation else None,
+        test=encode(corpus.test),
         architecture=architecture,
         accelerator=accelerator,
         max_tokens=max_tokens,

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+HEADER = ["arm", "[95 %]", "gain over scratch", "[95 %]", "verdict", "trained", "updates", "time"]
+RIGHT_ALIGNED = {1, 3, 6, 7, 8}
+
 
 def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the primary metric of each arm and budget, gains over scratch, cost, and which arm to ship.
@@ -12,43 +15,16 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         results: What each cell's `result.json` holds.
 
     Returns:
-        Lines of text, 100 columns or so.
+        Lines of text, 120 columns or so.
     """
-    metric = comparison["primary_metric"]
     seeds = sorted({result["seed"] for result in results})
     lines = []
     for budget in dict.fromkeys(entry["budget"] for entry in comparison["arms"]):
-        cells = {result["arm"]: result for result in results if result["budget"] == budget}
-        data = next(iter(cells.values()))["data"]
-        seeded = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
-        lines.append(
-            f"budget {budget}: {data['train_rows']:,} rows train, {data['validation_rows']:,} validate, "
-            f"{data['test_rows']:,} test; {seeded}"
-        )
-        rows = [["arm", metric, "[95 %]", "gain over scratch", "[95 %]", "verdict", "trained", "updates", "time"]]
-        for entry in comparison["arms"]:
-            if entry["budget"] == budget and entry["metric"] == metric:
-                cost = cells[entry["arm"]]["cost"]
-                rows.append(
-                    [
-                        entry["arm"],
-                        f"{entry['mean']:.3f}",
-                        f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]",
-                        *_gain(comparison, entry["arm"], budget, metric),
-                        _short_count(cost["trainable_parameters"]),
-                        f"{cost['updates']:,}",
-                        _duration(entry["wall_seconds"]),
-                    ]
-                )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        right = {1, 3, 6, 7, 8}
-        for row in rows:
-            cells_of_row = (
-                text.rjust(width) if column in right else text.ljust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  " + "  ".join(cells_of_row).rstrip())
-        lines.append("")
+        cells = [result for result in results if result["budget"] == budget]
+        data = cells[0]["data"]
+        counts = f"{data['train_rows']:,} rows train, {data['validation_rows']:,} validate, {data['test_rows']:,} test"
+        lines.append(f"budget {budget}: {counts}; {f'seed {seeds[0]}' if len(seeds) == 1 else f'mean of {len(seeds)} seeds'}")
+        lines += [*_align(_rows(comparison, cells, budget)), ""]
     chosen = comparison["recommendation"]
     lines.append(f"Ship: {chosen['arm']} (budget {chosen['budget']}, seed {chosen['seed']}): {chosen['reason']}.")
     if comparison["gains"]:
@@ -61,6 +37,31 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
             f"Fewer than 50 validation rows ({', '.join(map(str, few))}): no early stopping, and the last state is kept, not the best."
         )
     return "\n".join(lines)
+
+
+def _rows(comparison: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], budget: int | str) -> list[list[str]]:
+    metric = comparison["primary_metric"]
+    costs = {result["arm"]: result["cost"] for result in cells}
+    rows = [[HEADER[0], metric, *HEADER[1:]]]
+    for entry in comparison["arms"]:
+        if entry["budget"] == budget and entry["metric"] == metric:
+            cost = costs[entry["arm"]]
+            score = [entry["arm"], f"{entry['mean']:.3f}", f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]"]
+            price = [_short_count(cost["trainable_parameters"]), f"{cost['updates']:,}", _duration(entry["wall_seconds"])]
+            rows.append(score + _gain(comparison, entry["arm"], budget, metric) + price)
+    return rows
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            text.rjust(width) if column in RIGHT_ALIGNED else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def _gain(comparison: Mapping[str, Any], arm: str, budget: int | str, metric: str) -> list[str]:

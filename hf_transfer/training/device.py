@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from hf_transfer.errors import ConfigError
 
@@ -24,7 +25,11 @@ def make_accelerator(precision: str) -> Accelerator:
     resolved = auto_precision() if precision == "auto" else precision
     if resolved == "fp16" and on_cpu:
         raise ConfigError("precision fp16 needs a GPU, found a CPU only: take auto, bf16 or fp32")
-    return Accelerator(mixed_precision="no" if resolved == "fp32" else resolved, cpu=on_cpu)
+    mixed_precision = "no" if resolved == "fp32" else resolved
+    # Accelerate keeps the first precision of a process for ever; a second run may ask for another.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
 
 
 def auto_precision() -> str:

@@ -89,7 +89,8 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
     done = Training()
-    best_loss, best_state, epoch_loss = math.inf, dict[str, torch.Tensor](), 0.0
+    best = _BestState(trainable)
+    epoch_loss = 0.0
     with Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
         for update in range(plan.num_updates):
             started = time.perf_counter()
@@ -124,16 +125,37 @@ def train(
                     }
                 )
                 progress.epoch(epoch, plan.num_epochs, epoch_loss, validation.get("loss"), done.train_seconds)
-                if restore_best and validation["loss"] <= best_loss:
-                    best_loss, done.best_epoch = validation["loss"], epoch
-                    best_state = {name: parameter.detach().cpu().clone() for name, parameter in trainable.items()}
-                if patience is not None and done.best_epoch is not None and epoch - done.best_epoch >= patience:
-                    done.stopped = "early"
-                    break
-    with torch.no_grad():
-        for name, value in best_state.items():
-            trainable[name].copy_(value)
+                if restore_best:
+                    best.offer(validation["loss"], epoch)
+                    if patience is not None and epoch - best.epoch >= patience:
+                        done.stopped = "early"
+                        break
+    if restore_best:
+        best.restore()
+        done.best_epoch = best.epoch
     return done
+
+
+class _BestState:
+    """The trainable parameters as they were at the lowest validation loss, the later of equals."""
+
+    def __init__(self, trainable: dict[str, nn.Parameter]) -> None:
+        self.epoch = 0
+        self._trainable = trainable
+        self._loss = math.inf
+        self._state: dict[str, torch.Tensor] = {}
+
+    def offer(self, loss: float, epoch: int) -> None:
+        """Keep the present state if no earlier loss was lower."""
+        if loss <= self._loss:
+            self._loss, self.epoch = loss, epoch
+            self._state = {name: parameter.detach().cpu().clone() for name, parameter in self._trainable.items()}
+
+    def restore(self) -> None:
+        """Put the kept state back."""
+        with torch.no_grad():
+            for name, value in self._state.items():
+                self._trainable[name].copy_(value)
 
 
 def _forward_backward(

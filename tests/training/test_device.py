@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from hf_transfer.errors import ConfigError
+from hf_transfer.training.device import auto_precision, make_accelerator, peak_memory_bytes, reset_peak_memory
+
+
+def test_a_second_run_of_a_process_may_ask_for_another_precision() -> None:
+    assert [make_accelerator(precision).mixed_precision for precision in ("fp32", "bf16", "bf16", "fp32")] == ["no", "bf16", "bf16", "no"]
+    assert make_accelerator("auto").mixed_precision == {"bf16": "bf16", "fp32": "no"}[auto_precision()]
+
+
+def test_peak_memory_is_that_since_the_reset() -> None:
+    accelerator = make_accelerator("fp32")
+    if accelerator.device.type != "cpu":
+        pytest.skip("measures resident memory, which is a CPU's")
+    big = np.ones(2**25)  # 256 MiB
+    with_big = peak_memory_bytes(accelerator)
+    del big
+    reset_peak_memory(accelerator)
+    after = peak_memory_bytes(accelerator)
+    assert with_big > 2**28
+    assert after < with_big - 2**27
+
+
+def test_fp16_needs_a_gpu() -> None:
+    if make_accelerator("fp32").device.type != "cpu":
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        make_accelerator("fp16")
