@@ -1,7 +1,7 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,17 +41,12 @@ def run(
         TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or a training that cannot go on.
     """
     check_no_name_clash()
-    arms = _check_arms(recipe, arms)
+    arms = check_arms(recipe, arms)
     if recipe.data.source is None:
         raise ConfigError(f"recipe {recipe.name} names no data: give --dataset ID_OR_PATH (in Python: ht.DataConfig(ID_OR_PATH))")
-    for name, values in (("budget", budgets), ("seed", seeds)):
-        if not values:
-            raise ConfigError(f"a run needs at least one {name}")
-    for seed in seeds:
-        if seed < 0:
-            raise ConfigError(f"seeds must be 0 or more, found {seed}")
-    if max_test_rows is not None and max_test_rows < 1:
-        raise ConfigError(f"max_test_rows must be at least 1, found {max_test_rows}")
+    chosen_budgets, chosen_seeds = _check_budgets(budgets), _check_seeds(seeds)
+    if max_test_rows is not None and (not isinstance(max_test_rows, int) or max_test_rows < 1):
+        raise ConfigError(f"max_test_rows must be a number of at least 1, found {max_test_rows!r}")
     is_local = is_local_checkpoint(recipe.checkpoint) and is_local_dataset(recipe.data.source)
 
     from hf_transfer.evidence.grid import run_grid
@@ -60,8 +55,8 @@ def run(
     run_grid(
         recipe,
         arms,
-        _check_budgets(budgets),
-        _unique(seeds),
+        chosen_budgets,
+        chosen_seeds,
         folder,
         max_test_rows,
         local_files_only=is_local or not hub_answers(),
@@ -131,6 +126,22 @@ def load(name: str | Path, base: str | None = None) -> "Model":
     return Model(load_saved(str(folder if folder.is_dir() else name), base))
 
 
+def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
+    """Give the arms a run trains: those named, or the four standard ones as far as the recipe has them.
+
+    Raises:
+        ConfigError: The recipe has no such arm.
+    """
+    if arms is None:
+        return [name for name in DEFAULT_ARMS if name in recipe.arms] or list(recipe.arms)
+    for name in _listed("arms", arms):
+        if name not in recipe.arms:
+            raise ConfigError(
+                f"recipe {recipe.name} has no arm '{name}', it has {listed(recipe.arms)}{did_you_mean(str(name), recipe.arms)}"
+            )
+    return list(dict.fromkeys(arms))
+
+
 class Comparison:
     """What a finished run found.
 
@@ -170,7 +181,7 @@ class Model:
         """Label names by class id, (C,)."""
         return self.saved.sidecar.labels
 
-    def predict(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def predict(self, texts: Iterable[str]) -> list[dict[str, Any]]:
         """Predict a label for each text, in fp32.
 
         Args:
@@ -188,8 +199,12 @@ class Model:
         from hf_transfer.tasks import functions_of
         from hf_transfer.training.device import CPU_MICRO_BATCH_TOKENS
 
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise ConfigError(f"predict takes a list of texts, found {type(texts).__name__}: predict([text])")
+        texts = list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ConfigError(f"predict takes a list of texts, found {type(text).__name__} at position {index}")
         if not texts:
             return []
         task = functions_of(self.saved.task)
@@ -213,28 +228,29 @@ def _recipes_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
-def _check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
-    if arms is None:
-        arms = [name for name in DEFAULT_ARMS if name in recipe.arms] or list(recipe.arms)
-    for name in arms:
-        if name not in recipe.arms:
-            raise ConfigError(f"recipe {recipe.name} has no arm '{name}', it has {listed(recipe.arms)}{did_you_mean(name, recipe.arms)}")
-    if not arms:
-        raise ConfigError("a run needs at least one arm")
-    return _unique(arms)
-
-
 def _check_budgets(budgets: Sequence[int | str]) -> list[Any]:
     checked: list[int | str] = []
-    for budget in budgets:
-        if str(budget) == "all":
+    for budget in _listed("budgets", budgets):
+        if budget == "all":
             checked.append("all")
-        elif str(budget).isdigit() and int(budget) > 0:
+        elif str(budget).isdecimal() and int(budget) > 0:
             checked.append(int(budget))
         else:
-            raise ConfigError(f"a budget is a number of rows above 0, or 'all', found '{budget}'")
-    return _unique(checked)
+            raise ConfigError(f"a budget is a number of rows above 0, or 'all', found {budget!r}")
+    return list(dict.fromkeys(checked))
 
 
-def _unique(values: Sequence[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    checked = []
+    for seed in _listed("seeds", seeds):
+        if not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**32:
+            raise ConfigError(f"a seed is a whole number from 0 to {2**32 - 1}, found {seed!r}")
+        checked.append(int(seed))
+    return list(dict.fromkeys(checked))
+
+
+def _listed(what: str, values: Any) -> list[Any]:
+    """Refuse what is no list of at least one value: a single word would be read letter by letter."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (found := list(values)):
+        raise ConfigError(f"{what} must be a list of one or more, found {values!r}")
+    return found

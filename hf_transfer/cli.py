@@ -71,17 +71,22 @@ def run(recipe: Recipe, flags: argparse.Namespace) -> None:
     defaults = config.pop("run", None) or {}
     if not isinstance(defaults, dict) or set(defaults) - RUN_DEFAULTS:
         raise ConfigError(f"{flags.config}: `run` may hold {listed(sorted(RUN_DEFAULTS))}, found {listed(defaults)}")
-    recipe = apply_flags(recipe.merge(config), flags)
-    _set_offline(recipe)
     given = {name: getattr(flags, name) for name in RUN_DEFAULTS}
     chosen = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    recipe = apply_flags(recipe.merge(config), flags, chosen["arms"])
+    _set_offline(recipe)
     comparison = api.run(recipe, output_dir=flags.output_dir, **{name: value for name, value in chosen.items() if value is not None})
     if os.environ.get("RANK", "0") == "0":
         print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
 
 
-def apply_flags(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
+def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] | None) -> Recipe:
     """Give the recipe that flags ask for; `--set` comes last.
+
+    Args:
+        recipe: What the flags change.
+        flags: Of the command line.
+        arms: The selected arms, which `--epochs` and `--learning-rate` apply to; None = the standard ones.
 
     Raises:
         ConfigError: A flag cannot be meant; all problems at once.
@@ -89,8 +94,8 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
     if flags.embedded:
         recipe = api.embed(recipe, data=flags.dataset is None, checkpoint=flags.checkpoint is None)
     if flags.dataset is not None:
-        # Another dataset has other columns and labels: nothing of the recipe's own is carried over.
-        recipe = replace(recipe, data=DataConfig(flags.dataset, drop_overlap=recipe.data.drop_overlap))
+        # Another dataset has other columns and labels: nothing of the recipe's own is carried over, roles are columns again.
+        recipe = replace(recipe, data=DataConfig(flags.dataset, columns={role: role for role in recipe.task.columns}))
     changes: dict[str, Any] = {}
     for flag, path in (
         ("checkpoint", "checkpoint"),
@@ -103,8 +108,7 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
             changes[path] = getattr(flags, flag)
     for flag, field in (("epochs", "num_epochs"), ("learning_rate", "learning_rate")):
         if getattr(flags, flag) is not None:
-            # --arms may name an arm that is not there: api.run says so.
-            changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in flags.arms or recipe.arms if arm in recipe.arms})
+            changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in api.check_arms(recipe, arms)})
     if flags.columns:
         changes["data.columns"] = recipe.data.columns | dict(_pairs(flags.columns, "--columns role=column"))
     for path, text in _pairs(flags.set or [], "--set field=value"):

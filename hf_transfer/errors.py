@@ -49,6 +49,11 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
     return ", ".join(words[:limit]) + (f", ... ({len(words)} in all)" if len(words) > limit else "")
 
 
+def first_line(error: BaseException) -> str:
+    """Give the first line of a library's message that says something, or the error's type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def check_no_name_clash() -> None:
     """Refuse to run beside the unrelated PyPI package `hf-transfer`.
 

@@ -24,6 +24,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# A folder of the run folder: without a dot it cannot be one of its files.
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 Init = Literal["pretrained", "scratch"]
 Tuning = Literal["full", "head", "lora", "top"]
@@ -113,10 +115,12 @@ class Arm:
     """Blocks trained by tuning "top", counted from the last."""
     lora: LoRA = dataclasses.field(default_factory=LoRA)
     keep_head: bool = False
-    """Keep the checkpoint's output layer even where its label names are not the data's."""
+    """Keep the checkpoint's output layer even where its label names are not the data's; for init "pretrained"."""
     weight_decay: NonNegative = 0.01
 
     def __post_init__(self) -> None:
+        if self.keep_head and self.init == "scratch":
+            raise ValueError("keep_head keeps a checkpoint's output layer, an arm from scratch has none to keep")
         if (self.tuning == "top") != (self.num_blocks is not None):
             raise ValueError("num_blocks belongs to tuning 'top', which needs it (how many of the last blocks train)")
 
@@ -125,7 +129,7 @@ class Arm:
 class TrainingConfig:
     """How every arm of a recipe trains."""
 
-    batch_size: Count = 32
+    batch_size: Count = 16
     """Rows per update, over all processes."""
     micro_batch_tokens: Count | None = None
     """Padded tokens one forward and backward may hold; null = by the device, and written to the run's recipe.yaml."""
@@ -149,11 +153,11 @@ class TrainingConfig:
 
 
 def default_arms() -> dict[str, Arm]:
-    """Give the four standard arms, as the newsgroups recipe measured them for a small encoder."""
+    """Give the four standard arms, with rates for a small encoder as in the newsgroups recipe."""
     return {
-        "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=15),
-        "head": Arm(tuning="head", learning_rate=5e-3, num_epochs=10),
-        "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
+        "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=10),
+        "head": Arm(tuning="head", learning_rate=2e-2, num_epochs=10),
+        "lora": Arm(tuning="lora", learning_rate=2e-3, num_epochs=6),
         "full": Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
     }
 
@@ -171,7 +175,7 @@ class Recipe:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     checkpoint: str = "answerdotai/ModernBERT-base"
     """Hub id, local folder, or `embedded:NAME`."""
-    arms: Annotated[dict[Name, Arm], Field(min_length=1)] = dataclasses.field(default_factory=default_arms)
+    arms: Annotated[dict[ArmName, Arm], Field(min_length=1)] = dataclasses.field(default_factory=default_arms)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:

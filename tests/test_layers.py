@@ -20,7 +20,6 @@ ORDER = [
     "api",
     "cli",
 ]
-WITHOUT_TORCH = ["errors", "files", "recipe", "cli", "api"]
 
 
 def imported(path: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """Class ids and names from whatever a label column holds."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,36 +13,45 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     """Give the names of the classes and each split's class ids.
 
     A ClassLabel column keeps its names and order. Integers are named by `label_names` (by position), by the column `label_name`, or
-    by their digits. Strings are their own names, in `label_names`' order or sorted (as numbers, where all of them are).
+    by their digits. Strings are their own names, in `label_names`' order or sorted (as numbers, where all of them are). A CSV holds
+    strings only: its digits are integers where a name is given for them.
 
     Args:
-        splits: Split -> dataset with a column `label` and maybe `label_name`. A split without labels (no column, or -1 or None
-            throughout) is only allowed outside "train".
+        splits: Split -> dataset with a column `label` and maybe `label_name`. A split without labels (no column, or -1, None or
+            nothing throughout) is only allowed outside "train".
         label_names: Names of the classes.
 
     Returns:
         Names, (C,), and split -> class ids, (B,) int64, or None for a split without labels.
 
     Raises:
-        DataError: A label is missing, unknown, or absent from training; there is one class only.
+        DataError: A label is missing or unknown.
     """
     raw = {split: _raw_labels(split, dataset) for split, dataset in splits.items()}
     feature = splits["train"].features["label"]
+    values = {value for column in raw.values() for value in column or []}
+    if not isinstance(feature, ClassLabel) and _are_named_digits(splits, values, label_names):
+        raw = {split: None if column is None else [int(value) for value in column] for split, column in raw.items()}
+        values = {int(value) for value in values}
+    ids: dict[str, np.ndarray | None]
     if isinstance(feature, ClassLabel):
         names = list(feature.names)
-        ids: dict[str, np.ndarray | None] = {
-            split: None if values is None else _by_name(split, values, names) for split, values in raw.items()
-        }
-    elif all(isinstance(value, int) for values in raw.values() for value in values or []):
+        ids = {split: None if column is None else _by_name(split, column, names) for split, column in raw.items()}
+    elif all(isinstance(value, int) for value in values):
         names, ids = _integers(splits, raw, label_names)
     else:
-        texts = {split: None if values is None else [str(value).strip() for value in values] for split, values in raw.items()}
-        names = list(label_names) if label_names else _sorted_names({name for values in texts.values() for name in values or []})
-        ids = {split: None if values is None else _by_name(split, values, names) for split, values in texts.items()}
+        texts = {split: None if column is None else [str(value) for value in column] for split, column in raw.items()}
+        names = list(label_names) if label_names else _sorted_names({str(value) for value in values})
+        ids = {split: None if column is None else _by_name(split, column, names) for split, column in texts.items()}
     if len(set(names)) < len(names):
         raise DataError(f"label names must differ, found {listed(names)}")
-    _check_classes(names, ids)
     return names, ids
+
+
+def _are_named_digits(splits: Mapping[str, Dataset], values: set[int | str], label_names: Sequence[str] | None) -> bool:
+    """Say whether strings are integers that somebody names: by a column, or by a list that does not hold them itself."""
+    is_named = "label_name" in splits["train"].column_names or (label_names is not None and not values & set(label_names))
+    return is_named and all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)
 
 
 def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
@@ -53,12 +63,12 @@ def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
         ("int", "uint", "string", "large_string", "bool", "float", "null")
     ):
         raise DataError(f"labels must be integers, strings or a ClassLabel, the {split} column holds {feature}")
-    values = dataset["label"][:]
-    if split != "train" and all(value is None or value == -1 for value in values):
+    values = [value.strip() if isinstance(value, str) else value for value in dataset["label"][:]]
+    if split != "train" and all(value is None or value in (-1, "", "-1") for value in values):
         return None
     checked: list[int | str] = []
     for row, value in enumerate(values):
-        if value is None or value != value or (value == "" and isinstance(value, str)):
+        if value is None or value != value or value == "":
             raise DataError(f"{split} row {row} has no label; remove the row or label it")
         if isinstance(value, float):
             if not value.is_integer():
@@ -100,32 +110,21 @@ def _integers(
         return list(label_names), arrays
     names_of: dict[int, str] = {}
     for split, values in arrays.items():
-        if values is None:
+        if values is None or "label_name" not in splits[split].column_names:
             continue
-        written = splits[split]["label_name"][:] if "label_name" in splits[split].column_names else [str(value) for value in values]
-        for row, (value, name) in enumerate(zip(values.tolist(), written, strict=True)):
+        for row, (value, name) in enumerate(zip(values.tolist(), splits[split]["label_name"][:], strict=True)):
             if not isinstance(name, str) or names_of.setdefault(value, name) != name:
                 raise DataError(f"{split} row {row} names label {value} '{name}', an earlier row named it '{names_of.get(value)}'")
-    known = sorted(names_of)
-    return [names_of[value] for value in known], {
+    known = sorted({value for values in arrays.values() if values is not None for value in values.tolist()})
+    return [names_of.get(value, str(value)) for value in known], {
         split: None if values is None else np.searchsorted(known, values).astype(np.int64) for split, values in arrays.items()
     }
 
 
 def _sorted_names(names: set[str]) -> list[str]:
+    """Sort by value where all names are finite numbers, else as text; ties by text, so every process finds one order."""
     try:
-        return sorted(names, key=float)
+        numbers = {name: float(name) for name in names}
     except ValueError:
         return sorted(names)
-
-
-def _check_classes(names: Sequence[str], ids: Mapping[str, np.ndarray | None]) -> None:
-    train_ids = ids["train"]
-    assert train_ids is not None
-    trained = set(np.unique(train_ids).tolist())
-    if len(trained) < 2:
-        raise DataError(f"training needs at least two classes, every training row is '{names[trained.pop()]}'")
-    for split, values in ids.items():
-        unseen = set() if values is None else set(np.unique(values).tolist()) - trained
-        if unseen:
-            raise DataError(f"the {split} data has labels that training lacks: {listed(names[index] for index in sorted(unseen))}")
+    return sorted(names, key=lambda name: (numbers[name], name)) if all(map(math.isfinite, numbers.values())) else sorted(names)

@@ -1,5 +1,6 @@
 """Which rows train, which choose, which test: fixed before any model sees one (design decision: test first, then draws per seed)."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hf_transfer.errors import DataError
+from hf_transfer.errors import DataError, listed
 
 Budget = int | Literal["all"]
 
@@ -48,7 +49,7 @@ class Corpus:
     overlap_rows: int
     """Training rows whose input stands in test too."""
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every row's id, input and label, as hex digits."""
         digest = hashlib.sha256()
@@ -74,7 +75,7 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
         drop_overlap: Drop training rows whose input stands in test.
 
     Raises:
-        DataError: No training row is left.
+        DataError: No training row is left, or there is no test row.
     """
     train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
     assert train is not None
@@ -83,15 +84,37 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     elif test is None:
         in_test = _mark_fifth(train, np.random.default_rng(TEST_SEED))
         train, test = train.take(np.flatnonzero(~in_test)), train.take(np.flatnonzero(in_test))
+    tested = set(test.inputs)
     if max_test_rows is not None and max_test_rows < len(test):
         test = test.take(np.sort(np.random.default_rng(TEST_SEED).permutation(len(test))[:max_test_rows]))
-    tested = set(test.inputs)
     empty = np.array([not value for value in train.inputs], dtype=bool)
     overlap = np.array([value in tested for value in train.inputs], dtype=bool) & ~empty
     keep = ~(empty | overlap) if drop_overlap else ~empty
     if not keep.any():
         raise DataError(f"no training row is left: {int(empty.sum())} of {len(train)} are empty, {int(overlap.sum())} stand in test too")
+    if len(test) == 0:
+        raise DataError("no test row: give a test split with rows, or more training rows to draw a fifth from")
     return Corpus(train.take(np.flatnonzero(keep)), validation, test, int((~keep).sum()), int(overlap.sum()))
+
+
+def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
+    """Refuse data of one class, and labels that training lacks; after rows were dropped, which may take the last of a class.
+
+    Args:
+        corpus: With its test rows fixed.
+        names: Label names, (C,).
+
+    Raises:
+        DataError: Names the labels.
+    """
+    trained = set(np.unique(corpus.train.labels).tolist())
+    left = f" ({corpus.dropped_rows} empty or overlapping rows were dropped)" if corpus.dropped_rows else ""
+    if len(trained) < 2:
+        raise DataError(f"training needs at least two classes, every training row is '{names[trained.pop()]}'{left}")
+    for split, examples in (("validation", corpus.validation), ("test", corpus.test)):
+        unseen = set() if examples is None else set(np.unique(examples.labels).tolist()) - trained
+        if unseen:
+            raise DataError(f"the {split} data has labels that training lacks: {listed(names[label] for label in sorted(unseen))}{left}")
 
 
 def check_budget(corpus: Corpus, budget: Budget) -> None:
@@ -168,7 +191,8 @@ def _in_stratified_order(rows: np.ndarray, labels: np.ndarray, rng: np.random.Ge
 
 
 def _mark_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
-    """Mark a stratified fifth of the rows; exact duplicates are marked together, and every class keeps a text unmarked.
+    """Mark a stratified fifth of the rows; exact duplicates are marked together, and every class keeps a text unmarked
+    (unless all its texts stand under another label too).
 
     Each class gives a fifth of its rows, rounded so that the sum is a fifth of all (largest remainders first, ties by lot),
     as near as whole groups of duplicates come to it.

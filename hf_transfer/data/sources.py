@@ -1,14 +1,18 @@
 """Splits of a dataset, from the Hub, local files or the package itself, as they were written: no row dropped, no column guessed."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
 from hf_transfer.data.hub import DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
-from hf_transfer.errors import DataError, did_you_mean, listed
+from hf_transfer.errors import DataError, did_you_mean, first_line, listed
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 
@@ -39,6 +43,8 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
     Raises:
         DataError: Nothing is there, it cannot be read, or it has no training split.
     """
+    if is_local_dataset(source) and (config or revision):
+        raise DataError(f"a configuration or revision belongs to a Hub dataset, {source} is local: leave it out")
     if source.startswith(EMBEDDED):
         name = source.removeprefix(EMBEDDED)
         if name not in embedded_datasets():
@@ -107,12 +113,16 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
 
 
 def _read_folder(folder: Path) -> dict[str, Dataset]:
-    """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like."""
+    """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like; other files are not read."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        word = path.stem.lower().split("-")[0].split("_")[0].split(".")[0]
-        if path.suffix.lower() in DATA_SUFFIXES and word in SPLIT_NAMES:
-            files.setdefault(SPLIT_NAMES[word], []).append(path)
+        name = re.fullmatch(r"([a-z]+)(-\d+-of-\d+)?", path.stem.lower())
+        if path.suffix.lower() in DATA_SUFFIXES and name and name[1] in SPLIT_NAMES:
+            files.setdefault(SPLIT_NAMES[name[1]], []).append(path)
+    for split, paths in files.items():
+        # Shards of one file belong together; train.csv beside train.jsonl or validation.csv beside dev.csv would count rows twice.
+        if len({(re.sub(r"-\d+-of-", "-of-", path.stem), path.suffix) for path in paths}) > 1:
+            raise DataError(f"folder {folder} has several files for {split}: {listed(path.name for path in paths)}; keep one")
     if "train" not in files:
         found = [path.name for path in sorted(folder.iterdir())]
         raise DataError(
@@ -141,8 +151,6 @@ def _check_utf8(path: Path) -> None:
 
 
 def _read_delimited(path: Path, separator: str) -> Dataset:
-    import pandas as pd
-
     try:
         # Text columns keep "NA", "007" and "" as they stand; `utf-8-sig` drops the mark that spreadsheet programs write.
         frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -163,7 +171,10 @@ def _read_json(path: Path) -> Dataset:
         kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in values[column] if value is not None}
         if len(kinds) > 1:
             raise DataError(f"{path}: column '{column}' mixes {listed(sorted(kinds))}; make every row the same type")
-    return Dataset.from_dict(values)
+    try:
+        return Dataset.from_dict(values)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise DataError(f"{path} holds values that make no table: {first_line(error)}") from None
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -189,9 +200,6 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return Dataset(pq.read_table(path))
     except pa.ArrowException as error:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_transfer.data.roles import Budget
+from hf_transfer.errors import TrainingError
 from hf_transfer.evaluation.metrics import classification_metrics
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.evidence.environment import describe_environment
@@ -142,8 +143,15 @@ def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any]
     Returns:
         `loss` (mean cross-entropy, nats, unweighted), its standard error over rows (None for one row) and the task's metrics;
         probabilities (B, C).
+
+    Raises:
+        TrainingError: A logit is no finite number.
     """
     logits = predict_logits(model, rows.encoded, study.collate, study.max_tokens, study.accelerator)
+    if not np.isfinite(logits).all():
+        raise TrainingError(
+            "the model predicts what is no finite number: lower the learning rate, lengthen the warmup, or take --precision fp32"
+        )
     labels = rows.examples.labels
     losses = study.task.row_losses(torch.from_numpy(logits), torch.from_numpy(labels)).double().numpy()
     probabilities = study.task.probabilities(logits)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hf_transfer.data.roles import Budget
+from hf_transfer.errors import RunFolderError
 from hf_transfer.evidence.cell import run_cell
 from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.study import Study, prepare_study
@@ -42,9 +45,9 @@ def run_grid(
     accelerator = make_accelerator(recipe.training.precision)
     max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
     resolved = recipe.override({"training.micro_batch_tokens": max_tokens})
-    study = prepare_study(resolved, arms, budgets, accelerator, max_tokens, max_test_rows, local_files_only)
+    study = prepare_study(resolved, arms, budgets, seeds, accelerator, max_tokens, max_test_rows, local_files_only)
+    _claim(output_dir, accelerator)
     if accelerator.is_main_process:
-        claim_run_folder(output_dir)
         run = {"arms": list(arms), "budgets": list(budgets), "seeds": list(seeds), "max_test_rows": max_test_rows}
         write_text(
             output_dir / RECIPE_FILE,
@@ -58,6 +61,18 @@ def run_grid(
         write_json(output_dir / COMPARISON_FILE, compare(read_cells(output_dir, arms, budgets, seeds)))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _claim(output_dir: Path, accelerator: Accelerator) -> None:
+    """Claim the run folder on the main process; where that fails, every process raises the same error."""
+    failure: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            claim_run_folder(output_dir)
+        except RunFolderError as error:
+            failure = [str(error)]
+    if message := broadcast_object_list(failure)[0]:
+        raise RunFolderError(message)
 
 
 def _describe(study: Study, num_cells: int, output_dir: Path) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
+from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, check_classes, draw, fix_test
 from hf_transfer.data.sources import load_splits
-from hf_transfer.errors import ConfigError, did_you_mean, listed
+from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
 from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
@@ -77,6 +77,7 @@ def prepare_study(
     recipe: Recipe,
     arms: Sequence[str],
     budgets: Sequence[Budget],
+    seeds: Sequence[int],
     accelerator: Accelerator,
     max_tokens: int,
     max_test_rows: int | None = None,
@@ -88,6 +89,7 @@ def prepare_study(
         recipe: What to train; `recipe.data.source` is given.
         arms: Names of the arms that will run.
         budgets: Budgets that will run.
+        seeds: Seeds that will run.
         accelerator: Devices and processes.
         max_tokens: Padded tokens of a micro-batch.
         max_test_rows: Sample size of the test rows, None = all.
@@ -109,11 +111,15 @@ def prepare_study(
     labels, examples = task.read(splits, recipe.columns, recipe.data.label_names)
     _check_class_weights(recipe, labels)
     corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
+    check_classes(corpus, labels)
     for budget in budgets:
         check_budget(corpus, budget)
+        for seed in seeds:
+            draw(corpus, budget, seed)
     architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout)
     for name in arms:
         check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE)
+    check_max_length(architecture, task, max_length)
 
     def encode(rows: Examples) -> Rows:
         return Rows(rows, task.encode(checkpoint.tokenizer, rows.inputs, max_length))
@@ -140,6 +146,23 @@ def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: s
     model = build_model(architecture, arm.init, seed, arm.keep_head)
     torch.manual_seed(seed)
     return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
+
+
+def check_max_length(architecture: Architecture, task: ModuleType, max_length: int) -> None:
+    """Forward one row of `max_length` tokens: what a config and a tokenizer say of it is not always true (RoBERTa's positions start at 2).
+
+    Raises:
+        ConfigError: The model cannot read that many.
+    """
+    checkpoint = architecture.checkpoint
+    row = np.full(max_length, checkpoint.tokenizer.convert_tokens_to_ids(checkpoint.tokenizer.tokenize("a")[0]), dtype=np.int32)
+    try:
+        with torch.inference_mode():
+            build_model(architecture, "scratch", seed=0).eval()(**task.collate([row], checkpoint.tokenizer))
+    except (IndexError, RuntimeError) as error:
+        raise ConfigError(
+            f"checkpoint {checkpoint.name} cannot read max_length {max_length} tokens ({first_line(error)}): lower --max-length"
+        ) from None
 
 
 def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_transfer.evidence.cell import MIN_ROWS_TO_CHOOSE
+
 HEADER = ["arm", "[95 %]", "gain over scratch", "[95 %]", "verdict", "trained", "updates", "time"]
 RIGHT_ALIGNED = {1, 3, 6, 7, 8}
 
@@ -31,23 +33,22 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         lines.append("Gain: an arm's score minus scratch's, on the same rows. helps / hurts: the gain differs from 0 (p < 0.05, Holm).")
     if len(seeds) == 1:
         lines.append("One seed: the intervals cover other test rows, not another draw of training rows; --seeds 0 1 2 covers both.")
-    few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < 50})
+    few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < MIN_ROWS_TO_CHOOSE})
     if few:
-        lines.append(
-            f"Fewer than 50 validation rows ({', '.join(map(str, few))}): no early stopping, and the last state is kept, not the best."
-        )
+        found = f"Fewer than {MIN_ROWS_TO_CHOOSE} validation rows ({', '.join(map(str, few))})"
+        lines.append(f"{found}: no early stopping, and the last state is kept, not the best.")
     return "\n".join(lines)
 
 
 def _rows(comparison: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], budget: int | str) -> list[list[str]]:
     metric = comparison["primary_metric"]
-    costs = {result["arm"]: result["cost"] for result in cells}
     rows = [[HEADER[0], metric, *HEADER[1:]]]
     for entry in comparison["arms"]:
         if entry["budget"] == budget and entry["metric"] == metric:
-            cost = costs[entry["arm"]]
+            costs = [result["cost"] for result in cells if result["arm"] == entry["arm"]]
+            updates = round(sum(cost["updates"] for cost in costs) / len(costs))
             score = [entry["arm"], f"{entry['mean']:.3f}", f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]"]
-            price = [_short_count(cost["trainable_parameters"]), f"{cost['updates']:,}", _duration(entry["wall_seconds"])]
+            price = [_short_count(costs[0]["trainable_parameters"]), f"{updates:,}", _duration(entry["wall_seconds"])]
             rows.append(score + _gain(comparison, entry["arm"], budget, metric) + price)
     return rows
 

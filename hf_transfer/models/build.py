@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from hf_transfer.errors import CheckpointError
+from hf_transfer.errors import CheckpointError, first_line
 from hf_transfer.models.checkpoint import Checkpoint
 
 GENERIC_LABEL = re.compile(r"LABEL_\d+")
@@ -111,7 +111,7 @@ def labelled_config(config: PretrainedConfig, labels: Sequence[str], dropout: fl
     config.problem_type = None
     if dropout is not None:
         for key, value in config.to_dict().items():
-            if "dropout" in key and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
                 setattr(config, key, dropout)
     return config
 
@@ -141,9 +141,7 @@ def _parameter_shapes(auto_model: Any, config: PretrainedConfig, name: str) -> d
         with torch.device("meta"):
             return {key: parameter.shape for key, parameter in _from_config(auto_model, config).named_parameters()}
     except ValueError as error:
-        raise CheckpointError(
-            f"checkpoint {name} (model type {config.model_type}) cannot do this task: {str(error).splitlines()[0]}"
-        ) from None
+        raise CheckpointError(f"checkpoint {name} (model type {config.model_type}) cannot do this task: {first_line(error)}") from None
 
 
 def _from_config(auto_model: Any, config: PretrainedConfig) -> nn.Module:
@@ -166,7 +164,7 @@ def _load(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> 
                 local_files_only=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load the weights of checkpoint {checkpoint.name}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"cannot load the weights of checkpoint {checkpoint.name}: {first_line(error)}") from error
 
 
 def _names(mismatched: Any) -> frozenset[str]:

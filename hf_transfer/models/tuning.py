@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_transfer.errors import CheckpointError, did_you_mean, listed
+from hf_transfer.errors import CheckpointError, did_you_mean, first_line, listed
 from hf_transfer.recipe import LoRA
 
 ALL_LINEAR = "all-linear"
@@ -132,8 +132,11 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
         use_rslora=lora.use_rslora,
         task_type=peft_task_type,
     )
-    with quiet_peft():
-        adapted = get_peft_model(model, config)
+    try:
+        with quiet_peft():
+            adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise CheckpointError(f"LoRA cannot adapt target_modules {lora.target_modules}: {first_line(error)}") from None
     whole = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".lora_" not in name]
     saved = {name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".") for name in whole}
     if saved != head or len(whole) != len(head):

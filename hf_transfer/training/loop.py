@@ -90,13 +90,13 @@ def train(
     trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
     done = Training()
     best = _BestState(trainable)
-    epoch_loss = 0.0
+    epoch_loss = epoch_weight = 0.0
     with Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
         for update in range(plan.num_updates):
             started = time.perf_counter()
             if update % plan.updates_per_epoch == 0:
                 set_training_mode(unwrapped)
-                epoch_loss = 0.0
+                epoch_loss = epoch_weight = 0.0
             rate = learning_rate * rate_factor(update, plan.num_updates, warmup_fraction, schedule)
             set_learning_rate(optimizer, rate)
             loss = _forward_backward(model, plan, update, rows, labels, collate, row_losses, accelerator)
@@ -109,7 +109,8 @@ def train(
             done.updates, done.rows_seen = update + 1, done.rows_seen + len(updated)
             done.tokens_seen += int(plan.lengths[updated].sum())
             done.train_seconds += time.perf_counter() - started
-            epoch_loss += loss * len(updated) / len(rows)
+            weight = plan.weight_of(update)
+            epoch_loss, epoch_weight = epoch_loss + loss * weight, epoch_weight + weight
             progress.advance(len(updated), int(plan.lengths[updated].sum()), done.train_seconds)
 
             if (update + 1) % plan.updates_per_epoch == 0:
@@ -119,12 +120,12 @@ def train(
                     {
                         "update": update + 1,
                         "epoch": epoch,
-                        "train_loss": epoch_loss,
+                        "train_loss": epoch_loss / epoch_weight,
                         "learning_rate": rate,
                         "validation": validation,
                     }
                 )
-                progress.epoch(epoch, plan.num_epochs, epoch_loss, validation.get("loss"), done.train_seconds)
+                progress.epoch(epoch, plan.num_epochs, epoch_loss / epoch_weight, validation.get("loss"), done.train_seconds)
                 if restore_best:
                     best.offer(validation["loss"], epoch)
                     if patience is not None and epoch - best.epoch >= patience:

@@ -30,11 +30,31 @@ def test_integers_take_names_from_a_list_a_column_or_their_digits() -> None:
     assert read_labels(splits([True, False]))[0] == ["0", "1"]
 
 
+def test_digits_of_a_csv_are_integers_where_they_are_named() -> None:
+    names, ids = read_labels(splits(["0", "1", "0"], ["1"]), ["neg", "pos"])
+    assert names == ["neg", "pos"]
+    assert (ids["train"].tolist(), ids["test"].tolist()) == ([0, 1, 0], [1])
+    made = splits(["4", "2"], ["2"], label_name=["four", "two"])
+    names, ids = read_labels(made)
+    assert names == ["two", "four"]
+    assert (ids["train"].tolist(), ids["test"].tolist()) == ([1, 0], [0]), "test needs no name column"
+    assert read_labels(splits(["1", "2"]), ["2", "1"])[1]["train"].tolist() == [1, 0], "names that are digits are names"
+
+
+def test_the_order_of_names_is_one_for_every_process() -> None:
+    assert read_labels(splits(["1.0", "01", "1"]))[0] == ["01", "1", "1.0"]
+    assert read_labels(splits(["nan", "2", "10"]))[0] == ["10", "2", "nan"]
+
+
 def test_a_class_label_keeps_its_names_and_order() -> None:
     features = Features({"label": ClassLabel(names=["z", "a"])})
     names, ids = read_labels({"train": Dataset.from_dict({"label": [0, 1]}, features=features)})
     assert names == ["z", "a"]
     assert ids["train"].tolist() == [0, 1]
+
+
+def test_a_csv_split_whose_labels_are_empty_has_none() -> None:
+    assert read_labels(splits(["a", "b"], ["", ""]))[1]["test"] is None
 
 
 @pytest.mark.parametrize("values", [[-1, -1], [None, None]])
@@ -47,14 +67,13 @@ def test_a_split_without_labels_is_none(values: list) -> None:
 @pytest.mark.parametrize(
     ("made", "names", "message"),
     [
-        (splits(["a", "a"]), None, "at least two classes, every training row is 'a'"),
-        (splits(["a", "b"], ["c", "a"]), None, "the test data has labels that training lacks: c"),
-        (splits([0, 1], [2]), None, "labels that training lacks: 2"),
         (splits([0, 5]), ["x", "y"], r"train row 1 has label 5, label_names names 2 classes \(0 to 1\)"),
         (splits(["cat", "dgo"]), ["cat", "dog"], "train row 1 has label 'dgo', .* did you mean 'dog'"),
         (splits([0, 1]), ["x", "x"], "label names must differ"),
         (splits(["a", None]), None, "train row 1 has no label"),
         (splits(["a", ""]), None, "train row 1 has no label"),
+        (splits(["a", " "]), None, "train row 1 has no label"),
+        (splits(["a", "b"], ["a", ""]), None, "test row 1 has no label"),
         (splits([0.5, 1.0]), None, "labels must be integers or strings, train row 0 has 0.5"),
         (splits([[1], [2]]), None, "labels must be integers, strings or a ClassLabel"),
         (

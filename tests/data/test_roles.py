@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_transfer.data.roles import Corpus, Examples, check_budget, draw, fix_test
+from hf_transfer.data.roles import Corpus, Examples, check_budget, check_classes, draw, fix_test
 from hf_transfer.errors import DataError
 
 
@@ -132,3 +132,25 @@ def test_the_fingerprint_follows_every_row() -> None:
     other_label = fix_test({"train": examples([0, 1], ["a", "b"]), "test": examples([1], ["c"])})
     assert base.fingerprint == same.fingerprint
     assert len({base.fingerprint, other_text.fingerprint, other_label.fingerprint}) == 3
+
+
+def test_classes_are_checked_after_rows_were_dropped() -> None:
+    names = ["x", "y", "z"]
+    check_classes(fix_test({"train": examples([0, 1], ["a", "b"]), "test": examples([1], ["c"])}), names)
+    only_empty = fix_test({"train": examples([0, 0, 1], ["a", "b", ""]), "test": examples([0], ["c"])})
+    with pytest.raises(DataError, match=r"at least two classes, every training row is 'x' \(1 empty or overlapping rows were dropped\)"):
+        check_classes(only_empty, names)
+    only_overlap = fix_test({"train": examples([0, 1, 2], ["a", "b", "c"]), "test": examples([2], ["c"])}, drop_overlap=True)
+    with pytest.raises(DataError, match="the test data has labels that training lacks: z"):
+        check_classes(only_overlap, names)
+
+
+def test_the_overlap_does_not_depend_on_the_sample() -> None:
+    train, test = examples([0, 1] * 20), examples([0, 1] * 20)
+    for size in (None, 1, 10):
+        assert fix_test({"train": train, "test": test}, max_test_rows=size).overlap_rows == 40
+
+
+def test_no_test_row_is_refused() -> None:
+    with pytest.raises(DataError, match="no test row"):
+        fix_test({"train": examples([0, 0, 1, 1], ["a", "a", "b", "b"])})

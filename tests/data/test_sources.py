@@ -47,6 +47,23 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_reads_split_files_and_no_others(tmp_path: Path) -> None:
+    for name in ("train.csv", "train_small.csv", "test_labels.csv"):
+        (tmp_path / name).write_text("t\na\n")
+    assert {name: len(split) for name, split in load_splits(str(tmp_path)).items()} == {"train": 1}
+    for name, other in (("train.jsonl", "train.csv, train.jsonl"), ("dev.csv", "dev.csv, validation.csv")):
+        (tmp_path / "validation.csv").write_text("t\na\n")
+        (tmp_path / name).write_text("t\na\n")
+        with pytest.raises(DataError, match=f"several files for .*: {other}; keep one"):
+            load_splits(str(tmp_path))
+        (tmp_path / name).unlink()
+
+
+def test_a_configuration_belongs_to_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a configuration or revision belongs to a Hub dataset"):
+        load_splits(str(tmp_path), config="en")
+
+
 def test_embedded_newsgroups_is_what_its_card_says() -> None:
     splits = load_splits("embedded:newsgroups")
     counts = {name: {label: split["label"][:].count(label) for label in set(split["label"])} for name, split in splits.items()}
@@ -77,6 +94,9 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
         ("x.jsonl", b'{"a": 1}\n[1]\n', "malformed: row 2 is list"),
         ("x.jsonl", b'{"a": 1}\n{"a": "b"}\n', "column 'a' mixes number, str"),
         ("x.json", b'[{"a": 1},\n 3]', "row 2 is int"),
+        ("x.jsonl", b'{"a": [1, "b"]}\n', "make no table"),
+        ("x.jsonl", b'{"a": 123456789012345678901234567890}\n', "make no table"),
+        ("x.jsonl", b'{"a": "\\ud800"}\n', "make no table"),
         ("x.parquet", b"no parquet", "no readable Parquet"),
         ("x.txt", b"hello", "expected one of .csv"),
     ],

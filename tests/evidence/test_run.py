@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 import hf_transfer as ht
-from hf_transfer.errors import ConfigError, RunFolderError
+from hf_transfer.errors import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 from hf_transfer.evaluation.metrics import classification_metrics
+from hf_transfer.evidence.cell import row_weights
+from tests.conftest import save_tiny_bert, write_csv
 
 ARMS = {
     "scratch": ht.Arm(init="scratch", learning_rate=2e-3, num_epochs=2),
@@ -205,8 +207,10 @@ def test_best_predicts(comparison: ht.Comparison) -> None:
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert row["score"] == max(row["probabilities"].values())
     assert model.predict([]) == []
-    with pytest.raises(ConfigError, match="list of texts, found str"):
-        model.predict("anchor")
+    assert model.predict(text for text in ["anchor sail mast", ""]) == found
+    for wrong, message in (("anchor", "list of texts, found str"), (None, "found NoneType"), (["a", 1], "found int at position 1")):
+        with pytest.raises(ConfigError, match=message):
+            model.predict(wrong)
 
 
 def test_the_same_run_again_is_bit_equal(comparison: ht.Comparison, recipe: ht.Recipe, tmp_path: Path) -> None:
@@ -225,6 +229,47 @@ def test_a_moved_run_folder_still_loads(comparison: ht.Comparison, tmp_path: Pat
     assert ht.load(tmp_path / "moved").predict(["anchor"]) == comparison.best().predict(["anchor"])
 
 
+def test_another_base_than_the_adapters_is_refused(comparison: ht.Comparison, tmp_path: Path) -> None:
+    cell = comparison.folder / "lora/budget-all/seed-0"
+    other = save_tiny_bert(tmp_path / "other", initializer_range=0.05)
+    with pytest.raises(CheckpointError, match=r"is not the base of adapter .*: expected weights [0-9a-f]{12} \(tiny-bert\)"):
+        ht.load(cell, base=str(other))
+    shutil.copytree(cell / "model", tmp_path / "alone")
+    with pytest.raises(CheckpointError, match="cannot find the base of adapter .*: it was trained on tiny-bert"):
+        ht.load(tmp_path / "alone")
+
+
+def test_a_model_that_predicts_no_number_is_a_training_error(recipe: ht.Recipe, tmp_path: Path) -> None:
+    one_update = {"arms.full.num_epochs": 1, "training.batch_size": 100, "training.warmup_fraction": 0}
+    wild = recipe.override(one_update | {"arms.full.learning_rate": 1e30})
+    with pytest.raises(TrainingError, match="no finite number: lower the learning rate"):
+        ht.run(wild, arms=["full"], output_dir=tmp_path / "wild")
+    assert not list(tmp_path.rglob("result.json"))
+    assert not list(tmp_path.rglob("model*"))
+
+
+def test_an_impossible_draw_is_refused_before_anything_is_written(recipe: ht.Recipe, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv", [{"text": text, "label": text} for text in ("a", "a", "b", "b")])
+    (tmp_path / "test.csv").write_text("text,label\nc,a\n")
+    with pytest.raises(DataError, match="no training row can be set aside"):
+        ht.run(recipe.override({"data.source": str(data.parent)}), arms=["full"], output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("class_weights", "expected"),
+    [
+        ("none", [1, 1, 1, 1]),
+        ("balanced", [4 / 6, 4 / 6, 4 / 6, 2]),
+        ({"bread": 3.0}, [1, 1, 1, 3]),
+    ],
+)
+def test_class_weights(class_weights: str | dict[str, float], expected: list[float]) -> None:
+    found = row_weights(np.array([0, 0, 0, 1]), ["boats", "bread", "chess"], class_weights)
+    assert found.dtype == np.float32
+    assert found.tolist() == pytest.approx(expected)
+
+
 def test_what_is_refused_writes_nothing(comparison: ht.Comparison, recipe: ht.Recipe, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="already holds another run"):
         ht.run(recipe, arms=["head"], output_dir=comparison.folder)
@@ -233,8 +278,19 @@ def test_what_is_refused_writes_nothing(comparison: ht.Comparison, recipe: ht.Re
         ({}, {"budgets": [500]}, "more than the 90 training rows"),
         ({}, {"budgets": [5]}, "too small for 3 classes: at least 6"),
         ({}, {"budgets": ["some"]}, "found 'some'"),
-        ({}, {"seeds": [-1]}, "seeds must be 0 or more"),
-        ({}, {"max_test_rows": 0}, "max_test_rows must be at least 1"),
+        ({}, {"budgets": 30}, "budgets must be a list of one or more, found 30"),
+        ({}, {"budgets": "all"}, "budgets must be a list of one or more, found 'all'"),
+        ({}, {"budgets": ["\u00b2"]}, "a budget is a number of rows above 0"),
+        ({}, {"arms": "full"}, "arms must be a list of one or more, found 'full'"),
+        ({}, {"arms": []}, "arms must be a list of one or more"),
+        ({}, {"seeds": [-1]}, "a seed is a whole number from 0 to 4294967295, found -1"),
+        ({}, {"seeds": [1.5]}, "a seed is a whole number"),
+        ({}, {"seeds": [2**70]}, "a seed is a whole number"),
+        ({}, {"max_test_rows": 0}, "max_test_rows must be a number of at least 1, found 0"),
+        ({}, {"max_test_rows": "x"}, "max_test_rows must be a number"),
+        ({"arms": {"recipe.yaml": {"learning_rate": 1e-3, "num_epochs": 1}}}, {}, "arms.recipe.yaml"),
+        ({"arms.scratch.keep_head": True}, {}, "arms.scratch: keep_head keeps a checkpoint's output layer"),
+        ({"arms.lora.lora.target_modules": ["query", "LayerNorm"]}, {"arms": ["lora"]}, "LoRA cannot adapt target_modules"),
         ({"data.source": None}, {}, "names no data"),
         ({"task.max_length": 100}, {}, "max_length 100 is more than the 64 tokens"),
         (
