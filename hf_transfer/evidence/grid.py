@@ -77,11 +77,12 @@ def _claim(output_dir: Path, accelerator: Accelerator) -> None:
 
 def _describe(study: Study, num_cells: int, output_dir: Path) -> str:
     corpus, recipe = study.corpus, study.recipe
+    trainings = f"{num_cells} training{'' if num_cells == 1 else 's'}"
     validation = f", {len(corpus.validation):,} of its own validate under the budget all" if corpus.validation else ""
     return (
         f"{recipe.name}: {len(corpus.train):,} rows to draw from{validation}, {len(corpus.test):,} test rows, {len(study.labels)} labels "
         f"({corpus.dropped_rows} training rows dropped, {corpus.overlap_rows} stand in test too)\n"
-        f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {num_cells} trainings into {output_dir}"
+        f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {trainings} into {output_dir}"
     )
 
 

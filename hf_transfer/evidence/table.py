@@ -5,9 +5,6 @@ from typing import Any
 
 from hf_transfer.evidence.cell import MIN_ROWS_TO_CHOOSE
 
-HEADER = ["arm", "[95 %]", "gain over scratch", "[95 %]", "verdict", "trained", "updates", "time"]
-RIGHT_ALIGNED = {1, 3, 6, 7, 8}
-
 
 def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     """Lay out the primary metric of each arm and budget, gains over scratch, cost, and which arm to ship.
@@ -41,35 +38,38 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
 
 
 def _rows(comparison: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], budget: int | str) -> list[list[str]]:
+    """Give the header and a row an arm; the columns of gains are left out where nothing was trained from scratch."""
     metric = comparison["primary_metric"]
-    rows = [[HEADER[0], metric, *HEADER[1:]]]
+    gains = {gain["arm"]: gain for gain in comparison["gains"] if (gain["budget"], gain["metric"]) == (budget, metric)}
+    baseline = next((gain["baseline"] for gain in gains.values()), None)
+    rows = [["arm", metric, "[95 %]", *([f"gain over {baseline}", "[95 %]", "verdict"] if gains else []), "trained", "updates", "time"]]
     for entry in comparison["arms"]:
-        if entry["budget"] == budget and entry["metric"] == metric:
+        if (entry["budget"], entry["metric"]) == (budget, metric):
             costs = [result["cost"] for result in cells if result["arm"] == entry["arm"]]
             updates = round(sum(cost["updates"] for cost in costs) / len(costs))
             score = [entry["arm"], f"{entry['mean']:.3f}", f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]"]
             price = [_short_count(costs[0]["trainable_parameters"]), f"{updates:,}", _duration(entry["wall_seconds"])]
-            rows.append(score + _gain(comparison, entry["arm"], budget, metric) + price)
+            rows.append(score + (_gain(gains.get(entry["arm"])) if gains else []) + price)
     return rows
 
 
+def _gain(gain: Mapping[str, Any] | None) -> list[str]:
+    if gain is None:
+        return ["-", "", ""]
+    return [f"{gain['delta']:+.3f}", f"[{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}]", gain["verdict"]]
+
+
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            text.rjust(width) if column in RIGHT_ALIGNED else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
-def _gain(comparison: Mapping[str, Any], arm: str, budget: int | str, metric: str) -> list[str]:
-    for gain in comparison["gains"]:
-        if (gain["arm"], gain["budget"], gain["metric"]) == (arm, budget, metric):
-            return [f"{gain['delta']:+.3f}", f"[{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}]", gain["verdict"]]
-    return ["-", "", ""]
+    """Pad cells to their column's width: numbers to the right, names and intervals to the left."""
+    lines = []
+    columns = list(zip(*rows, strict=True))
+    for row in rows:
+        cells = [
+            text.rjust(max(map(len, column))) if column[-1][:1] in "+-0123456789" else text.ljust(max(map(len, column)))
+            for text, column in zip(row, columns, strict=True)
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
 
 
 def _short_count(number: int) -> str:
