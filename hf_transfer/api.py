@@ -1,13 +1,22 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
 import importlib.util
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset
-from hf_transfer.errors import ConfigError, RunFolderError, check_no_name_clash, did_you_mean, listed
+from hf_transfer.errors import (
+    ConfigError,
+    RunFolderError,
+    TransferError,
+    check_no_name_clash,
+    did_you_mean,
+    first_line,
+    listed,
+)
 from hf_transfer.files import COMPARISON_FILE, MODEL_FOLDER, RECIPE_FILE, RESULT_FILE, cell_folder, read_json
 from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
@@ -51,7 +60,7 @@ def run(
 
     from hf_transfer.evidence.grid import run_grid
 
-    folder = Path(output_dir if output_dir is not None else Path("runs") / recipe.name)
+    folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir)
     run_grid(
         recipe,
         arms,
@@ -85,7 +94,14 @@ def load_recipe(name: str | Path) -> Recipe:
     spec = importlib.util.spec_from_file_location(f"hf_transfer_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except TransferError:
+        raise
+    except (Exception, SystemExit) as error:
+        # The user's own file: whatever it raises is theirs to mend, and is no bug of ours.
+        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise ConfigError(f"recipe file {path} cannot be read, line {line}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(getattr(module, "RECIPE", None), Recipe):
         raise ConfigError(f"recipe file {path} must define RECIPE = ht.Recipe(...)")
     return module.RECIPE
@@ -99,7 +115,7 @@ def recipe_names() -> list[str]:
 def embed(recipe: Recipe, data: bool = True, checkpoint: bool = True) -> Recipe:
     """Swap in the data of the same name and the checkpoint that come with the package."""
     changes: dict[str, Any] = {"checkpoint": EMBEDDED_TEXT_CHECKPOINT} if checkpoint else {}
-    if data:
+    if data and recipe.data.source is not None:
         changes["data"] = {"source": EMBEDDED + recipe.name, "columns": {role: role for role in recipe.task.columns}}
     return recipe.override(changes)
 

@@ -72,6 +72,8 @@ def run(recipe: Recipe, flags: argparse.Namespace) -> None:
     if not isinstance(defaults, dict) or set(defaults) - RUN_DEFAULTS:
         raise ConfigError(f"{flags.config}: `run` may hold {listed(sorted(RUN_DEFAULTS))}, found {listed(defaults)}")
     given = {name: getattr(flags, name) for name in RUN_DEFAULTS}
+    if flags.output_dir == "":
+        raise ConfigError("--output-dir must not be empty")
     chosen = {name: defaults.get(name) if value is None else value for name, value in given.items()}
     recipe = apply_flags(recipe.merge(config), flags, chosen["arms"])
     _set_offline(recipe)
@@ -240,6 +242,6 @@ def _exit(command: Any) -> NoReturn:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted: the run folder keeps what was finished; start again into another with --output-dir", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -37,9 +37,9 @@ class InstallationError(TransferError, RuntimeError):
     """An installation that lacks something, or holds something that breaks it."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Give `"; did you mean 'x'?"` for the nearest known spelling, or an empty string."""
-    nearest = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Give `"; did you mean 'x'?"` for the nearest known spelling, or an empty string where none is alike enough (0 to 1)."""
+    nearest = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=likeness)
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
 
 

@@ -42,8 +42,11 @@ def claim_run_folder(folder: Path) -> None:
         RunFolderError: It already holds something, or cannot be created or written to.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        what = "another run" if (folder / RECIPE_FILE).exists() else "files that are no run of ours"
+        marks = {COMPARISON_FILE: "another run", RECIPE_FILE: "an unfinished run"}
+        what = next((what for mark, what in marks.items() if (folder / mark).exists()), "other files")
         raise RunFolderError(f"output folder {folder} already holds {what}: name another with --output-dir, or move this one away")
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"output folder {folder} is a file: name another with --output-dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from hf_transfer.errors import ConfigError, did_you_mean, listed
+from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
 
 T = TypeVar("T")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,6 +26,8 @@ Count = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # A folder of the run folder: without a dot it cannot be one of its files.
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+Given = Annotated[str, Field(min_length=1)]
 
 Init = Literal["pretrained", "scratch"]
 Tuning = Literal["full", "head", "lora", "top"]
@@ -75,13 +77,13 @@ Task = TextClassification
 class DataConfig:
     """Where labelled rows come from."""
 
-    source: str | None = None
+    source: Given | None = None
     """Hub id, file (CSV, TSV, JSONL, JSON, Parquet), folder of train / validation / test files, or `embedded:NAME`."""
     config: str | None = None
     """Configuration of a Hub dataset."""
     revision: str | None = None
     """Revision of a Hub dataset."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    columns: dict[str, Given] = dataclasses.field(default_factory=dict)
     """Role -> column, over the task's own. `label_name` is the role of a column that names integer labels."""
     label_names: list[str] | None = None
     """Names of the classes: of integer labels by position, or all string labels there may be."""
@@ -173,7 +175,7 @@ class Recipe:
     name: Name
     task: Task = dataclasses.field(default_factory=TextClassification)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    checkpoint: str = "answerdotai/ModernBERT-base"
+    checkpoint: Given = "answerdotai/ModernBERT-base"
     """Hub id, local folder, or `embedded:NAME`."""
     arms: Annotated[dict[ArmName, Arm], Field(min_length=1)] = dataclasses.field(default_factory=default_arms)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
@@ -223,12 +225,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read config file {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config file {path} is not UTF-8: save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise ConfigError(f"config file {path} is no YAML:{line} {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"config file {path} is no YAML: {first_line(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"config file {path} must hold a mapping of recipe fields, found {type(values).__name__}")
+        raise ConfigError(
+            f"config file {path} must hold a mapping of recipe fields, found {'nothing' if values is None else type(values).__name__}"
+        )
     return values
 
 
@@ -280,6 +289,16 @@ def _problem(cls: type, detail: Any) -> str:
         case "literal_error":
             choices = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
             return f"{where}: expected {detail['ctx']['expected']}, found {found!r}{did_you_mean(str(found), choices)}"
+        case "string_too_short":
+            return f"{where}: must not be empty"
+        case "string_pattern_mismatch":
+            return f"{where}: expected a name of letters, digits, _ and - that starts with a letter or digit, found {found!r}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{where}: expected a whole number, found {found!r}"
+        case "float_parsing" | "float_type":
+            return f"{where}: expected a number, found {found!r}"
+        case "dataclass_type":
+            return f"{where}: expected a mapping of its fields, found {found!r}"
         case _:
             expected = detail["msg"].removeprefix("Input should be ")
             return f"{where}: expected {'a value ' if expected.startswith(('greater', 'less')) else ''}{expected}, found {found!r}"

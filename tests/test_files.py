@@ -40,15 +40,18 @@ def test_a_folder_that_fails_is_absent(tmp_path: Path) -> None:
 def test_a_run_folder_is_claimed_once(tmp_path: Path) -> None:
     claim_run_folder(tmp_path / "runs/x")
     claim_run_folder(tmp_path / "runs/x")
-    (tmp_path / "runs/x/recipe.yaml").write_text("name: x")
-    with pytest.raises(RunFolderError, match="already holds another run"):
-        claim_run_folder(tmp_path / "runs/x")
+    for name, message in (("recipe.yaml", "already holds an unfinished run"), ("comparison.json", "already holds another run")):
+        (tmp_path / "runs/x" / name).write_text("")
+        with pytest.raises(RunFolderError, match=message):
+            claim_run_folder(tmp_path / "runs/x")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("keep")
-    with pytest.raises(RunFolderError, match="no run of ours"):
+    with pytest.raises(RunFolderError, match="already holds other files"):
         claim_run_folder(tmp_path / "notes")
-    with pytest.raises(RunFolderError, match="cannot write"):
+    with pytest.raises(RunFolderError, match="mine.txt is a file"):
         claim_run_folder(tmp_path / "notes/mine.txt")
+    with pytest.raises(RunFolderError, match="cannot write to output folder .*Not a directory"):
+        claim_run_folder(tmp_path / "notes/mine.txt/run")
 
 
 def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:

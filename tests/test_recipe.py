@@ -46,13 +46,16 @@ def test_merge_lays_nested_values_over() -> None:
         ({"training.batch_size": 0}, "training.batch_size: expected a value greater than 0, found 0"),
         ({"arms.full.learning_rate": -1}, "arms.full.learning_rate: expected a value greater than 0, found -1"),
         ({"arms.full.learning_rate": float("nan")}, "arms.full.learning_rate"),
-        ({"arms.full.num_epochs": 1.5}, "arms.full.num_epochs: expected a valid integer"),
+        ({"arms.full.num_epochs": 1.5}, "arms.full.num_epochs: expected a whole number, found 1.5"),
         ({"arms.full.tuning": "top"}, "arms.full: num_blocks belongs to tuning 'top'"),
         ({"arms.top.num_blocks": None}, "arms.top: num_blocks belongs to tuning 'top'"),
         ({"task.max_length": -3}, "task.max_length: expected a value greater than or equal to 4"),
         ({"task.kind": "txt"}, "task.kind: expected 'text-classification'"),
         ({"data.columns": {"txt": "a"}}, r"unknown role 'txt'.*did you mean 'text'"),
-        ({"name": "../up"}, "name: expected"),
+        ({"name": "../up"}, "name: expected a name of letters"),
+        ({"data.source": ""}, "data.source: must not be empty"),
+        ({"arms.full.learning_rate": "fast"}, "arms.full.learning_rate: expected a number, found 'fast'"),
+        ({"training": [1]}, r"training: expected a mapping of its fields, found \[1\]"),
         ({"checkpoint.x": 1}, "cannot set checkpoint.x"),
     ],
 )
@@ -71,7 +74,12 @@ def test_all_problems_come_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "must hold a mapping"), ("a: [1", "is no YAML"), ("", "must hold a mapping")],
+    [
+        ("- a\n- b\n", "must hold a mapping"),
+        ("a: [1", "is no YAML: line 1: "),
+        ("a: b: c", "is no YAML: line 1: mapping values are not allowed here"),
+        ("", "must hold a mapping of recipe fields, found nothing"),
+    ],
 )
 def test_a_bad_config_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(text)

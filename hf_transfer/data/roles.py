@@ -48,6 +48,8 @@ class Corpus:
     """Training rows left out: empty, or (on request) also in test."""
     overlap_rows: int
     """Training rows whose input stands in test too."""
+    test_origin: str = "the test split"
+    """Where the test rows come from, for a person to read."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -79,9 +81,12 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     """
     train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
     assert train is not None
+    origin = "the test split"
+    why = "the test split has no labels" if "test" in splits else "there is no test split"
     if test is None and validation is not None:
-        test, validation = validation, None
+        test, validation, origin = validation, None, f"the validation split: {why}"
     elif test is None:
+        origin = f"a fifth of the rows: {why}"
         in_test = _mark_fifth(train, np.random.default_rng(TEST_SEED))
         train, test = train.take(np.flatnonzero(~in_test)), train.take(np.flatnonzero(in_test))
     tested = set(test.inputs)
@@ -94,7 +99,7 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
         raise DataError(f"no training row is left: {int(empty.sum())} of {len(train)} are empty, {int(overlap.sum())} stand in test too")
     if len(test) == 0:
         raise DataError("no test row: give a test split with rows, or more training rows to draw a fifth from")
-    return Corpus(train.take(np.flatnonzero(keep)), validation, test, int((~keep).sum()), int(overlap.sum()))
+    return Corpus(train.take(np.flatnonzero(keep)), validation, test, int((~keep).sum()), int(overlap.sum()), origin)
 
 
 def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
@@ -114,7 +119,10 @@ def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
     for split, examples in (("validation", corpus.validation), ("test", corpus.test)):
         unseen = set() if examples is None else set(np.unique(examples.labels).tolist()) - trained
         if unseen:
-            raise DataError(f"the {split} data has labels that training lacks: {listed(names[label] for label in sorted(unseen))}{left}")
+            raise DataError(
+                f"the {split} data has labels that training lacks: {listed(names[label] for label in sorted(unseen))}{left}; "
+                "add training rows of them, or take their rows out"
+            )
 
 
 def check_budget(corpus: Corpus, budget: Budget) -> None:

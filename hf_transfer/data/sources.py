@@ -59,7 +59,7 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
         return {"train": read_file(path)}
     if is_local_dataset(source):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings)}")
+        raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings, likeness=0.75)}")
     return _load_from_hub(source, config, revision, local_files_only)
 
 
@@ -103,9 +103,9 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
         found = {role: column for role, column in columns.items() if column in dataset.column_names}
         missing = [role for role in columns if role not in found and (split, role) not in optional]
         if missing:
-            wanted = " and ".join(f"'{columns[role]}' for the role '{role}'" for role in missing)
+            wanted = ", ".join(f"'{columns[role]}' (the {role})" for role in missing)
             raise DataError(
-                f"the {split} data has no column {wanted}, it has {listed(dataset.column_names)}: name it with --columns "
+                f"the {split} data has no column {wanted}; it has {listed(dataset.column_names)}: name it with --columns "
                 f"{' '.join(f'{role}=COLUMN' for role in missing)}{did_you_mean(columns[missing[0]], dataset.column_names)}"
             )
         selected[split] = dataset.select_columns(list(found.values())).rename_columns({column: role for role, column in found.items()})
@@ -153,11 +153,18 @@ def _check_utf8(path: Path) -> None:
 def _read_delimited(path: Path, separator: str) -> Dataset:
     try:
         # Text columns keep "NA", "007" and "" as they stand; `utf-8-sig` drops the mark that spreadsheet programs write.
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        header = pd.read_csv(path, header=None, nrows=1, **settings).iloc[0].tolist()
+        frame = pd.read_csv(path, **settings)
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} is empty: expected a header line and rows") from None
     except (pd.errors.ParserError, ValueError) as error:
-        raise DataError(f"{path} is malformed: {' '.join(str(error).split())}") from None
+        reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
+        raise DataError(f"{path} is malformed: {reason}; quote fields that hold '{separator}', quotes or line breaks") from None
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
+    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|", ",") if mark in header[0]]):
+        raise DataError(f"{path} has one column, '{header[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator")
     return Dataset.from_dict({str(column): frame[column].tolist() for column in frame.columns})

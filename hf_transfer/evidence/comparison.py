@@ -97,15 +97,15 @@ def recommend(cells: Cells) -> dict[str, Any]:
     by_loss = sorted(cells[chosen, budget], key=lambda cell: _validation(cell)["loss"])
     seed = by_loss[(len(by_loss) - 1) // 2].result["seed"]
     loss = f"{np.mean(losses[chosen]):.3f}"
-    if chosen == best:
-        reason = f"lowest validation loss ({loss})" + (
-            f"; no arm within its standard error ({error:.3f}) trains fewer parameters" if len(losses) > 1 else ""
-        )
+    if len(losses) == 1:
+        reason = f"the only arm (validation loss {loss})"
+    elif chosen == best:
+        reason = f"lowest validation loss ({loss}); no arm within its standard error ({error:.3f}) trains fewer parameters"
     else:
         reason = (
-            f"fewest trainable parameters ({size(chosen)[0]:,}) among the arms whose validation loss ({loss}) is within one standard error "
+            f"fewest trainable parameters ({size(chosen)[0]:,}) among the arms whose validation loss ({loss}) is within one standard "
+            f"error ({error:.3f}, over {over}) of the best ({best}, {np.mean(losses[best]):.3f})"
         )
-        reason += f"({error:.3f}, over {over}) of the best ({best}, {np.mean(losses[best]):.3f})"
     return {"arm": chosen, "budget": budget, "seed": seed, "reason": reason}
 
 
@@ -130,7 +130,7 @@ def _arm_entry(cells: Cells, arm: str, budget: Budget, metric: str) -> dict[str,
     group = cells[arm, budget]
     found = estimate([cell.metric(metric) for cell in group], np.mean([cell.resampled[metric] for cell in group], axis=0))
     wall_seconds = float(np.mean([cell.result["cost"]["wall_seconds"] for cell in group]))
-    entry = {"arm": arm, "budget": budget, "metric": metric, "mean": found.mean, **_interval(found)}
+    entry = {"arm": arm, "budget": budget, "metric": metric, "mean": found.mean, **_interval(found, metric)}
     return entry | {"num_seeds": len(group), "wall_seconds": wall_seconds}
 
 
@@ -146,13 +146,16 @@ def _difference(cells: Cells, arm: str, other: str, budget: Budget, metric: str)
         "budget": budget,
         "metric": metric,
         "delta": found.mean,
-        **_interval(found),
+        **_interval(found, metric, span=1),
         "p_value": found.p_value,
     }
 
 
-def _interval(found: Estimate) -> dict[str, Any]:
-    return {"ci_low": found.ci_low, "ci_high": found.ci_high, "scope": found.scope}
+def _interval(found: Estimate, metric: str, span: int = 0) -> dict[str, Any]:
+    """Give the interval, cut at what the metric (or, with a span of 1, a difference of two) can be at all: a t interval knows no bounds."""
+    low, high = (-1, 1) if metric == "mcc" else (0, 1)
+    bounds = (low - span * high, high - span * low)
+    return {"ci_low": max(found.ci_low, bounds[0]), "ci_high": min(found.ci_high, bounds[1]), "scope": found.scope}
 
 
 def _validation(cell: Cell) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import Accelerator
@@ -55,8 +56,11 @@ def run_grid(
         )
         _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
     accelerator.wait_for_everyone()
-    for budget, seed, arm in itertools.product(budgets, seeds, arms):
-        run_cell(study, arm, budget, seed, cell_folder(output_dir, arm, budget, seed))
+    cells = list(itertools.product(budgets, seeds, arms))
+    for number, (budget, seed, arm) in enumerate(cells, 1):
+        result = run_cell(study, arm, budget, seed, cell_folder(output_dir, arm, budget, seed))
+        if accelerator.is_main_process:
+            _say(_describe_cell(result, number, len(cells)))
     if accelerator.is_main_process:
         write_json(output_dir / COMPARISON_FILE, compare(read_cells(output_dir, arms, budgets, seeds)))
     accelerator.wait_for_everyone()
@@ -77,12 +81,23 @@ def _claim(output_dir: Path, accelerator: Accelerator) -> None:
 
 def _describe(study: Study, num_cells: int, output_dir: Path) -> str:
     corpus, recipe = study.corpus, study.recipe
+    validation = f", {len(corpus.validation):,} validation rows (for the budget all)" if corpus.validation else ""
+    dropped = f"; {corpus.dropped_rows:,} training rows dropped" if corpus.dropped_rows else ""
+    overlap = f"; {corpus.overlap_rows:,} training rows stand in test too" if corpus.overlap_rows else ""
     trainings = f"{num_cells} training{'' if num_cells == 1 else 's'}"
-    validation = f", {len(corpus.validation):,} of its own validate under the budget all" if corpus.validation else ""
     return (
-        f"{recipe.name}: {len(corpus.train):,} rows to draw from{validation}, {len(corpus.test):,} test rows, {len(study.labels)} labels "
-        f"({corpus.dropped_rows} training rows dropped, {corpus.overlap_rows} stand in test too)\n"
+        f"{recipe.name}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows ({corpus.test_origin}), "
+        f"{len(study.labels)} labels{dropped}{overlap}\n"
         f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {trainings} into {output_dir}"
+    )
+
+
+def _describe_cell(result: Mapping[str, Any], number: int, num_cells: int) -> str:
+    validation, kept = result["metrics"]["validation"], result["best_epoch"]
+    state = f"epoch {kept} kept" if kept else "last state kept"
+    return (
+        f"{number} of {num_cells} done: {result['arm']}, budget {result['budget']}, seed {result['seed']}: "
+        f"validation accuracy {validation['accuracy']:.3f}, {state}, {result['cost']['wall_seconds']:.0f} s"
     )
 
 

@@ -27,7 +27,11 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
     chosen = comparison["recommendation"]
     lines.append(f"Ship: {chosen['arm']} (budget {chosen['budget']}, seed {chosen['seed']}): {chosen['reason']}.")
     if comparison["gains"]:
-        lines.append("Gain: an arm's score minus scratch's, on the same rows. helps / hurts: the gain differs from 0 (p < 0.05, Holm).")
+        num_tests = sum(gain["metric"] == comparison["primary_metric"] for gain in comparison["gains"])
+        lines.append(
+            "Gain: an arm's score minus scratch's, on the same rows. helps / hurts: it differs from 0, p < 0.05 by Holm's correction for "
+            f"{num_tests} gain{'' if num_tests == 1 else 's'}."
+        )
     if len(seeds) == 1:
         lines.append("One seed: the intervals cover other test rows, not another draw of training rows; --seeds 0 1 2 covers both.")
     few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < MIN_ROWS_TO_CHOOSE})

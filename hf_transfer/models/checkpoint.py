@@ -122,9 +122,11 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: 
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if path.is_file():
+        raise CheckpointError(f"checkpoint {name} is a file, expected a folder with config.json, *.safetensors and a tokenizer")
     if is_local_checkpoint(name):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings)}")
+        raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings, likeness=0.75)}")
     try:
         return Path(
             snapshot_download(

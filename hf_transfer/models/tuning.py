@@ -144,6 +144,8 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
             f"LoRA cannot keep the head of this architecture apart: expected {listed(sorted(head))} to train whole, PEFT trains "
             f"{listed(sorted(saved))}; leave the arm out"
         )
+    # PEFT appends `classifier` and `score`, whether the model has them or not.
+    adapted.peft_config["default"].modules_to_save = head_modules
     return adapted
 
 

@@ -48,6 +48,9 @@ def read(
 
 def _texts(split: str, values: list[Any]) -> list[str]:
     wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    other = next((values[row] for row in wrong if values[row] is not None and values[row] == values[row]), None)
+    if other is not None:
+        raise DataError(f"the text column of the {split} data holds {type(other).__name__} ({other!r}), expected text: name another column")
     if wrong:
         raise DataError(
             f"{len(wrong)} of {len(values)} {split} rows have no text (row {listed(wrong, 5)}: {values[wrong[0]]!r}): expected text, "

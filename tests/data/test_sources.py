@@ -89,6 +89,8 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
         ("x.csv", b"text,label\n", "holds no rows"),
         ("x.csv", b"text,label\nfine,1\ncaf\xe9,2\n", "not UTF-8: line 3 holds the byte 0xe9"),
         ("x.csv", b"text,label\na,b,c\n", "malformed"),
+        ("x.csv", b"text,text,label\na,b,c\n", "names the column 'text' twice"),
+        ("x.csv", b"text;label\na;b\n", "has one column, 'text;label': it seems to be separated by ';', expected ','"),
         ("x.csv", b"text,label\na,b\nc,d,e\n", "malformed"),
         ("x.jsonl", b'{"a": 1}\n{"a": \n', "malformed: line 2"),
         ("x.jsonl", b'{"a": 1}\n[1]\n', "malformed: row 2 is list"),
@@ -126,7 +128,7 @@ def test_roles_take_their_columns_and_nothing_is_guessed() -> None:
     assert swapped["train"].to_list() == [{"text": "a", "label": "b"}]
     with pytest.raises(
         DataError,
-        match=r"no column 'txt' for the role 'text', it has label, text, more: .*--columns text=COLUMN; did you mean 'text'",
+        match=r"no column 'txt' \(the text\); it has label, text, more: .*--columns text=COLUMN; did you mean 'text'",
     ):
         select_roles(splits, {"text": "txt", "label": "label"}, optional=frozenset())
     with pytest.raises(DataError, match="a column of its own"):
