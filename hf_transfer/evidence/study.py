@@ -155,7 +155,8 @@ def check_max_length(architecture: Architecture, task: ModuleType, max_length: i
         ConfigError: The model cannot read that many.
     """
     checkpoint = architecture.checkpoint
-    row = np.full(max_length, checkpoint.tokenizer.convert_tokens_to_ids(checkpoint.tokenizer.tokenize("a")[0]), dtype=np.int32)
+    ids = checkpoint.tokenizer("a")["input_ids"]
+    row = np.full(max_length, ids[len(ids) // 2], dtype=np.int32)
     try:
         with torch.inference_mode():
             build_model(architecture, "scratch", seed=0).eval()(**task.collate([row], checkpoint.tokenizer))
