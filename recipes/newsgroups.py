@@ -16,8 +16,9 @@ Measured on a CPU (AMD EPYC, 2 cores, bf16), 2026-11-20, commit 66a4ebe; one see
 
 With --budgets 2000 --arms full (commit 214ee5b): 0.657 [0.646, 0.668]. The machine was shared: the times tell an order, not a speed.
 
-Learning rates are first choices for this checkpoint, not searched: lora at 1e-3 did worse on validation (best loss 1.467 against 1.359), and
-nothing was measured with ModernBERT-base, the default. By validation lora ties with full; on test it does not: one seed, 200 rows to choose by.
+Learning rates are first choices for this checkpoint, not searched: lora at 1e-3 did worse on validation (best loss 1.467 against 1.359),
+and nothing was measured with ModernBERT-base, the default. By validation lora ties with full, on test it does not: one seed, and 200 rows
+to choose by.
 """
 
 import hf_transfer as ht
