@@ -60,7 +60,7 @@ def run(
 
     from hf_transfer.evidence.grid import run_grid
 
-    folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir)
+    folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
     run_grid(
         recipe,
         arms,
@@ -116,7 +116,8 @@ def embed(recipe: Recipe, data: bool = True, checkpoint: bool = True) -> Recipe:
     """Swap in the data of the same name and the checkpoint that come with the package."""
     changes: dict[str, Any] = {"checkpoint": EMBEDDED_TEXT_CHECKPOINT} if checkpoint else {}
     if data and recipe.data.source is not None:
-        changes["data"] = {"source": EMBEDDED + recipe.name, "columns": {role: role for role in recipe.task.columns}}
+        columns = {role: role for role in recipe.task.columns}
+        changes["data"] = {"source": EMBEDDED + recipe.name, "columns": columns, "drop_overlap": recipe.data.drop_overlap}
     return recipe.override(changes)
 
 
@@ -131,7 +132,7 @@ def load(name: str | Path, base: str | None = None) -> "Model":
         CheckpointError: There is no such model, or its base is nowhere.
     """
     check_no_name_clash()
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if (folder / COMPARISON_FILE).is_file():
         return Comparison(folder).best(base)
     if (folder / RESULT_FILE).is_file():
@@ -150,12 +151,13 @@ def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
     """
     if arms is None:
         return [name for name in DEFAULT_ARMS if name in recipe.arms] or list(recipe.arms)
-    for name in _listed("arms", arms):
-        if name not in recipe.arms:
+    named = _listed("arms", arms)
+    for name in named:
+        if not isinstance(name, str) or name not in recipe.arms:
             raise ConfigError(
                 f"recipe {recipe.name} has no arm '{name}', it has {listed(recipe.arms)}{did_you_mean(str(name), recipe.arms)}"
             )
-    return list(dict.fromkeys(arms))
+    return list(dict.fromkeys(named))
 
 
 class Comparison:
@@ -167,7 +169,7 @@ class Comparison:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if not (self.folder / COMPARISON_FILE).is_file():
             raise RunFolderError(f"{self.folder} holds no {COMPARISON_FILE}: expected the folder of a finished run")
         self.values: dict[str, Any] = read_json(self.folder / COMPARISON_FILE)

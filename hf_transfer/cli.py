@@ -6,7 +6,7 @@ Exit codes: 0 done, 2 the user's mistake (one `error: ` sentence), 1 ours (a tra
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,43 +61,74 @@ def run_cli(argv: Sequence[str] | None = None) -> NoReturn:
     _exit(command)
 
 
-def run(recipe: Recipe, flags: argparse.Namespace) -> None:
-    """Apply flags to a recipe, run it and print the comparison.
+def run(recipe: Recipe, flags: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> None:
+    """Apply a config file and flags to a recipe, run it and print the comparison.
+
+    Args:
+        recipe: What to start from.
+        flags: Of the command line.
+        defaults: The `run` section of a YAML recipe; that of `--config` and the flags come over it.
 
     Raises:
         TransferError: The user's mistake.
     """
-    config = read_yaml(Path(flags.config)) if flags.config else {}
-    defaults = config.pop("run", None) or {}
-    if not isinstance(defaults, dict) or set(defaults) - RUN_DEFAULTS:
-        raise ConfigError(f"{flags.config}: `run` may hold {listed(sorted(RUN_DEFAULTS))}, found {listed(defaults)}")
-    given = {name: getattr(flags, name) for name in RUN_DEFAULTS}
     if flags.output_dir == "":
         raise ConfigError("--output-dir must not be empty")
-    chosen = {name: defaults.get(name) if value is None else value for name, value in given.items()}
-    recipe = apply_flags(recipe.merge(config), flags, chosen["arms"])
+    config = read_yaml(Path(flags.config)) if flags.config else {}
+    given = {name: value for name in RUN_DEFAULTS if (value := getattr(flags, name)) is not None}
+    chosen = {**(defaults or {}), **pop_run_section(config, flags.config), **given}
+    recipe = apply_flags(with_config(recipe, config, flags), flags, chosen.get("arms"))
     _set_offline(recipe)
-    comparison = api.run(recipe, output_dir=flags.output_dir, **{name: value for name, value in chosen.items() if value is not None})
+    comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
     if os.environ.get("RANK", "0") == "0":
         print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
+
+
+def pop_run_section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take the `run` section out of a config: flags that are no field of the recipe.
+
+    Raises:
+        ConfigError: It holds anything else.
+    """
+    section = config.pop("run", None) or {}
+    if not isinstance(section, dict) or set(section) - RUN_DEFAULTS:
+        found = listed(section) if isinstance(section, dict) else repr(section)
+        raise ConfigError(f"{name}: `run` must be a mapping of {listed(sorted(RUN_DEFAULTS))}, found {found}")
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def with_config(recipe: Recipe, config: Mapping[str, Any], flags: argparse.Namespace) -> Recipe:
+    """Lay a config over a recipe, and swap in the data that `--dataset` or `--embedded` names.
+
+    Another dataset has other columns and labels, so nothing that was said of the former one is carried over: what a config says
+    of the data is kept only where it names no data of its own.
+    """
+    data = config.get("data")
+    if isinstance(data, dict) and data.get("source"):
+        return _swap_data(recipe.merge(config), flags)
+    return _swap_data(recipe, flags).merge(config)
+
+
+def _swap_data(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
+    roles = {role: role for role in recipe.task.columns}
+    if flags.dataset is not None:
+        return replace(recipe, data=DataConfig(source=flags.dataset, columns=roles, drop_overlap=recipe.data.drop_overlap))
+    return api.embed(recipe, checkpoint=False) if flags.embedded else recipe
 
 
 def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] | None) -> Recipe:
     """Give the recipe that flags ask for; `--set` comes last.
 
     Args:
-        recipe: What the flags change.
+        recipe: With its data and config.
         flags: Of the command line.
         arms: The selected arms, which `--epochs` and `--learning-rate` apply to; None = the standard ones.
 
     Raises:
-        ConfigError: A flag cannot be meant; all problems at once.
+        ConfigError: A flag cannot be meant.
     """
-    if flags.embedded:
-        recipe = api.embed(recipe, data=flags.dataset is None, checkpoint=flags.checkpoint is None)
-    if flags.dataset is not None:
-        # Another dataset has other columns and labels: nothing of the recipe's own is carried over, roles are columns again.
-        recipe = replace(recipe, data=DataConfig(flags.dataset, columns={role: role for role in recipe.task.columns}))
+    if flags.embedded and flags.checkpoint is None:
+        recipe = api.embed(recipe, data=False)
     changes: dict[str, Any] = {}
     for flag, path in (
         ("checkpoint", "checkpoint"),
@@ -201,14 +232,15 @@ def _run_verb(arguments: Sequence[str]) -> None:
     flags = parser.parse(arguments)
     if flags.name is None and flags.config is None:
         raise ConfigError(f"name a recipe ({listed(known)}), or a file with --config")
-    if flags.name is None:
-        recipe = api.load_recipe(flags.config)
-    elif flags.name.endswith((".yaml", ".yml")):
-        recipe = api.load_recipe(flags.name)
-        flags.config = flags.config or flags.name
-    else:
-        recipe = api.load_recipe(flags.name)
-    run(recipe, flags)
+    if flags.name is not None and not flags.name.endswith((".yaml", ".yml")):
+        run(api.load_recipe(flags.name), flags)
+        return
+    # A YAML file is a whole recipe with a `run` section of its own.
+    file = flags.name or flags.config
+    flags.config = flags.config if flags.name else None
+    values = read_yaml(Path(file))
+    defaults = pop_run_section(values, file)
+    run(Recipe.from_dict(values), flags, defaults)
 
 
 def _set_offline(recipe: Recipe) -> None:

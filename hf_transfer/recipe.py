@@ -275,6 +275,9 @@ def _one_sentence(cls: type, error: ValidationError) -> str:
 def _problem(cls: type, detail: Any) -> str:
     # Members of a union add their own name to the location; only keys of the user's own remain.
     location = [str(part) for part in detail["loc"]]
+    if detail["loc"] and isinstance(detail["loc"][0], int):
+        # Given by position.
+        location[0] = dataclasses.fields(cls)[detail["loc"][0]].name
     where = ".".join(part for part in location if not part.startswith(("constrained-", "function-", "literal[", "dict[", "list[")))
     found = detail["input"]
     match detail["type"]:

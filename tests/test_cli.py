@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import hf_transfer as ht
 from hf_transfer import cli
 from hf_transfer.data import hub
 from tests.conftest import make_rows, save_tiny_bert, write_csv
@@ -146,7 +147,10 @@ def test_a_row_without_text(run: Run, tmp_path: Path, tiny_bert: Path, missing: 
     assert message in refused(run("run", "text", "--dataset", tmp_path / "data.jsonl", "--checkpoint", tiny_bert, "--max-length", 32))
 
 
-@pytest.mark.parametrize("section", ["{seeds: 3}", "{budgets: 128}", "{seeds: [a]}", "{max_test_rows: x}", "[arms]", "{arm: [full]}"])
+@pytest.mark.parametrize(
+    "section",
+    ["{seeds: 3}", "{budgets: 128}", "{seeds: [a]}", "{max_test_rows: x}", "[arms]", "5", "true", "{arms: [[1]]}", "{arm: [full]}"],
+)
 def test_a_bad_run_section(run: Run, tmp_path: Path, section: str) -> None:
     (tmp_path / "x.yaml").write_text(f"run: {section}\n")
     refused(run("run", "newsgroups", "--embedded", "--config", tmp_path / "x.yaml"))
@@ -171,6 +175,17 @@ def test_a_column_of_numbers_is_no_text(run: Run, tmp_path: Path, tiny_bert: Pat
 def test_a_recipe_file_that_does_not_load(run: Run, tmp_path: Path, code: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(code)
     assert message in refused(run("run", tmp_path / "mine.py"))
+
+
+def test_every_run_section_counts_and_the_nearest_wins(run: Run, tmp_path: Path) -> None:
+    recipe = cli.api.embed(cli.api.load_recipe("newsgroups")).to_dict()
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(recipe | {"run": {"arms": ["zzz"], "seeds": [-1]}}))
+    (tmp_path / "b.yaml").write_text("run: {arms: [head]}\n")
+    (tmp_path / "c.json").write_text(json.dumps(recipe | {"run": {"arms": ["yyy"]}}))
+    assert "no arm 'zzz'" in refused(run("run", tmp_path / "a.yaml"))
+    assert "a seed is a whole number from 0" in refused(run("run", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml"))
+    assert "no arm 'xxx'" in refused(run("run", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml", "--arms", "xxx"))
+    assert "no arm 'yyy'" in refused(run("run", "--config", tmp_path / "c.json"))
 
 
 def test_a_test_split_without_labels_is_told(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
@@ -283,11 +298,22 @@ def test_flags_reach_the_selected_arms_and_their_data_only(tiny_bert: Path) -> N
     recipe = cli.api.load_recipe("newsgroups").override({"task.text": "body", "data.drop_overlap": True})
     parser = cli._Parser()
     cli.add_run_flags(parser, recipe)
-    changed = cli.apply_flags(recipe, parser.parse(["--epochs", "1", "--dataset", "x.csv"]), None)
+
+    def changed_by(words: list[str], config: dict[str, object] | None = None, arms: list[str] | None = None) -> ht.Recipe:
+        flags = parser.parse(words)
+        return cli.apply_flags(cli.with_config(recipe, config or {}, flags), flags, arms)
+
+    changed = changed_by(["--epochs", "1", "--dataset", "x.csv"])
     assert {name: arm.num_epochs for name, arm in changed.arms.items()} == {"scratch": 1, "head": 1, "top": 6, "lora": 1, "full": 1}
     assert changed.columns == {"text": "text", "label": "label"}
-    assert (changed.data.label_names, changed.data.drop_overlap) == (None, False)
-    changed = cli.apply_flags(recipe, parser.parse(["--learning-rate", "0.5", "--embedded"]), ["top"])
+    assert (changed.data.label_names, changed.data.drop_overlap) == (None, True), "names belong to the data, dropping overlaps does not"
+    changed = changed_by(["--dataset", "x.csv"], {"data": {"label_names": ["a", "b"]}})
+    assert (changed.data.source, changed.data.label_names) == ("x.csv", ["a", "b"]), "a config about the data that is run"
+    changed = changed_by(["--dataset", "x.csv"], {"data": {"source": "y.csv", "label_names": ["a", "b"]}})
+    assert (changed.data.source, changed.data.label_names) == ("x.csv", None), "a config about other data"
+    changed = changed_by(["--embedded"], {"checkpoint": "a/b"})
+    assert changed.checkpoint == "embedded:all-MiniLM-L6-v2", "a flag comes over a config"
+    changed = changed_by(["--learning-rate", "0.5", "--embedded"], arms=["top"])
     assert {name for name, arm in changed.arms.items() if arm.learning_rate == 0.5} == {"top"}
     assert (changed.data.source, changed.checkpoint) == ("embedded:newsgroups", "embedded:all-MiniLM-L6-v2")
 

@@ -70,6 +70,8 @@ def test_all_problems_come_at_once() -> None:
     assert all(name in str(error.value) for name in ("training.batch_size", "arms.full.learning_rate", "task.max_length"))
     with pytest.raises(ConfigError, match="2 problems in the Arm"):
         ht.Arm(learning_rate=-1, num_epochs=0)
+    with pytest.raises(ConfigError, match="^source: must not be empty"):
+        ht.DataConfig("")
 
 
 @pytest.mark.parametrize(

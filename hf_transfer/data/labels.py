@@ -12,9 +12,9 @@ from hf_transfer.errors import DataError, did_you_mean, listed
 def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None = None) -> tuple[list[str], dict[str, np.ndarray | None]]:
     """Give the names of the classes and each split's class ids.
 
-    A ClassLabel column keeps its names and order. Integers are named by `label_names` (by position), by the column `label_name`, or
-    by their digits. Strings are their own names, in `label_names`' order or sorted (as numbers, where all of them are). A CSV holds
-    strings only: its digits are integers where a name is given for them.
+    A ClassLabel column keeps its names and order, unless `label_names` renames every class. Integers are named by `label_names` (by
+    position), by the column `label_name`, or by their digits. Strings are their own names, in `label_names`' order or sorted (as
+    numbers, where all of them are). A CSV holds strings only: its digits are integers where a name is given for them.
 
     Args:
         splits: Split -> dataset with a column `label` and maybe `label_name`. A split without labels (no column, or -1, None or
@@ -33,10 +33,12 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     if not isinstance(feature, ClassLabel) and _are_named_digits(splits, values, label_names):
         raw = {split: None if column is None else [int(value) for value in column] for split, column in raw.items()}
         values = {int(value) for value in values}
+        if max(map(abs, map(int, values))) >= 2**63:
+            raise DataError(f"labels must fit 64 bits, found {max(map(int, values))}")
     ids: dict[str, np.ndarray | None]
     if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-        ids = {split: None if column is None else _by_name(split, column, names) for split, column in raw.items()}
+        names = _class_label_names(feature, label_names)
+        ids = {split: None if column is None else _by_name(split, column, feature.names) for split, column in raw.items()}
     elif all(isinstance(value, int) for value in values):
         names, ids = _integers(splits, raw, label_names)
     else:
@@ -46,6 +48,17 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     if len(set(names)) < len(names):
         raise DataError(f"label names must differ, found {listed(names)}")
     return names, ids
+
+
+def _class_label_names(feature: ClassLabel, label_names: Sequence[str] | None) -> list[str]:
+    """Give a ClassLabel's names, or the list that renames all of them by position."""
+    if not label_names or list(label_names) == feature.names:
+        return list(feature.names)
+    if len(label_names) != feature.num_classes or set(label_names) & set(feature.names):
+        raise DataError(
+            f"the label column names its classes itself ({listed(feature.names)}): leave label_names out, or rename every class"
+        )
+    return list(label_names)
 
 
 def _are_named_digits(splits: Mapping[str, Dataset], values: set[int | str], label_names: Sequence[str] | None) -> bool:
@@ -74,6 +87,8 @@ def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
             if not value.is_integer():
                 raise DataError(f"labels must be integers or strings, {split} row {row} has {value}")
             value = int(value)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise DataError(f"{split} row {row} has label {value}, which is beyond 64 bits")
         checked.append(int(value) if isinstance(value, bool) else value)
     if isinstance(feature, ClassLabel):
         return [_class_name(feature, split, row, int(value)) for row, value in enumerate(checked)]

@@ -25,6 +25,9 @@ SPLIT_NAMES = {
     "test": "test",
 }
 
+SPLIT_FILE = re.compile(r"(?P<split>[a-z]+)(-\d+-of-(?P<total>\d+)(-[0-9a-f]+)?)?")
+"""`train`, or a shard as the Hub names it: `train-00000-of-00002`, with a hash behind it or not."""
+
 
 def embedded_datasets() -> list[str]:
     """Give the names of the datasets that come with the package."""
@@ -116,13 +119,19 @@ def _read_folder(folder: Path) -> dict[str, Dataset]:
     """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like; other files are not read."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        name = re.fullmatch(r"([a-z]+)(-\d+-of-\d+)?", path.stem.lower())
-        if path.suffix.lower() in DATA_SUFFIXES and name and name[1] in SPLIT_NAMES:
-            files.setdefault(SPLIT_NAMES[name[1]], []).append(path)
+        if path.suffix.lower() in DATA_SUFFIXES and (name := SPLIT_FILE.fullmatch(path.stem.lower())) and name["split"] in SPLIT_NAMES:
+            files.setdefault(SPLIT_NAMES[name["split"]], []).append(path)
     for split, paths in files.items():
         # Shards of one file belong together; train.csv beside train.jsonl or validation.csv beside dev.csv would count rows twice.
-        if len({(re.sub(r"-\d+-of-", "-of-", path.stem), path.suffix) for path in paths}) > 1:
+        names = [SPLIT_FILE.fullmatch(path.stem.lower()) for path in paths]
+        kinds = {(name["split"], name["total"], path.suffix) for name, path in zip(names, paths, strict=True) if name}
+        if len(kinds) > 1:
             raise DataError(f"folder {folder} has several files for {split}: {listed(path.name for path in paths)}; keep one")
+        _, total, _ = kinds.pop()
+        if total is not None and int(total) != len(paths):
+            raise DataError(
+                f"folder {folder} has {len(paths)} of {int(total)} files for {split}: {listed(path.name for path in paths)}; add the others"
+            )
     if "train" not in files:
         found = [path.name for path in sorted(folder.iterdir())]
         raise DataError(
@@ -155,19 +164,26 @@ def _read_delimited(path: Path, separator: str) -> Dataset:
         # Text columns keep "NA", "007" and "" as they stand; `utf-8-sig` drops the mark that spreadsheet programs write.
         settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
         header = pd.read_csv(path, header=None, nrows=1, **settings).iloc[0].tolist()
+        _check_header(path, header, separator)
         frame = pd.read_csv(path, **settings)
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} is empty: expected a header line and rows") from None
     except (pd.errors.ParserError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         raise DataError(f"{path} is malformed: {reason}; quote fields that hold '{separator}', quotes or line breaks") from None
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
-    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|", ",") if mark in header[0]]):
-        raise DataError(f"{path} has one column, '{header[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator")
     return Dataset.from_dict({str(column): frame[column].tolist() for column in frame.columns})
+
+
+def _check_header(path: Path, header: list[str], separator: str) -> None:
+    # Spreadsheets leave empty cells behind the last column: those may repeat.
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
+    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in header[0] and mark != separator]):
+        raise DataError(f"{path} has one column, '{header[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
 
 
 def _read_json(path: Path) -> Dataset:

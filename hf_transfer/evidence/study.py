@@ -155,8 +155,8 @@ def check_max_length(architecture: Architecture, task: ModuleType, max_length: i
         ConfigError: The model cannot read that many.
     """
     checkpoint = architecture.checkpoint
-    ids = checkpoint.tokenizer("a")["input_ids"]
-    row = np.full(max_length, ids[len(ids) // 2], dtype=np.int32)
+    # Encoded like any text: some architectures look for their special tokens.
+    row = task.encode(checkpoint.tokenizer, ["a " * max_length], max_length)[0]
     try:
         with torch.inference_mode():
             build_model(architecture, "scratch", seed=0).eval()(**task.collate([row], checkpoint.tokenizer))

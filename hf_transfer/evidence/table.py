@@ -14,7 +14,7 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         results: What each cell's `result.json` holds.
 
     Returns:
-        Lines of text, 120 columns or so.
+        Lines of text: a table of 120 columns or so for each budget, then sentences.
     """
     seeds = sorted({result["seed"] for result in results})
     lines = []
@@ -27,11 +27,10 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
     chosen = comparison["recommendation"]
     lines.append(f"Ship: {chosen['arm']} (budget {chosen['budget']}, seed {chosen['seed']}): {chosen['reason']}.")
     if comparison["gains"]:
-        num_tests = sum(gain["metric"] == comparison["primary_metric"] for gain in comparison["gains"])
-        lines.append(
-            "Gain: an arm's score minus scratch's, on the same rows. helps / hurts: it differs from 0, p < 0.05 by Holm's correction for "
-            f"{num_tests} gain{'' if num_tests == 1 else 's'}."
-        )
+        baseline = comparison["gains"][0]["baseline"]
+        family = sum(gain["metric"] == comparison["primary_metric"] for gain in comparison["gains"])
+        corrected = f" by Holm's correction for {family} gains" if family > 1 else ""
+        lines.append(f"Gain: an arm's score minus {baseline}'s, on the same rows. helps / hurts: it differs from 0, p < 0.05{corrected}.")
     if len(seeds) == 1:
         lines.append("One seed: the intervals cover other test rows, not another draw of training rows; --seeds 0 1 2 covers both.")
     few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < MIN_ROWS_TO_CHOOSE})
@@ -69,7 +68,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     columns = list(zip(*rows, strict=True))
     for row in rows:
         cells = [
-            text.rjust(max(map(len, column))) if column[-1][:1] in "+-0123456789" else text.ljust(max(map(len, column)))
+            text.rjust(max(map(len, column))) if column[-1] and column[-1][0] in "+-0123456789" else text.ljust(max(map(len, column)))
             for text, column in zip(row, columns, strict=True)
         ]
         lines.append("  " + "  ".join(cells).rstrip())

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
-from hf_transfer.errors import CheckpointError
+from hf_transfer.errors import CheckpointError, TransferError
 from hf_transfer.files import RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
 from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
 from hf_transfer.models.checkpoint import (
@@ -126,7 +126,7 @@ def _find_base(folder: Path, sidecar: Sidecar) -> Path:
             base = find_checkpoint_folder(candidate, _cache_only(candidate), sidecar.base_revision)
             if sha256_of_weights(base) == sidecar.base_sha256:
                 return base
-        except ValueError:
+        except TransferError:
             continue
     raise CheckpointError(
         f"cannot find the base of adapter {folder}: it was trained on {sidecar.base_checkpoint} (weights {sidecar.base_sha256[:12]}), "

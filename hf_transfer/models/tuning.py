@@ -51,7 +51,7 @@ def apply_tuning(model: nn.Module, head: frozenset[str], tuning: str, num_blocks
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the stack of blocks: the longest `ModuleList` whose members are all of one class.
+    """Find the stack of blocks: the longest `ModuleList` whose members are all of one class, the deeper of equals (a decoder's).
 
     Returns:
         Its full name and the list.
@@ -66,7 +66,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     ]
     if not stacks:
         raise CheckpointError("tuning 'top' needs a stack of like blocks, this architecture has none: take tuning 'head' or 'full'")
-    return max(stacks, key=lambda stack: len(stack[1]))
+    return max(reversed(stacks), key=lambda stack: len(stack[1]))
 
 
 def set_training_mode(model: nn.Module) -> None:

@@ -63,12 +63,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length:
     """Turn texts into token ids, special tokens included, cut at `max_length`.
 
     Returns:
-        Ids of each text, (L_i,) int32.
+        Ids of each text, (L_i,) int32, one at least.
     """
     if not texts:
         return []
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False)
-    return [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+    # Tokenizers without special tokens leave nothing of an empty text, which is predicted like any other.
+    nothing = [tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
+    return [np.array(ids or nothing, dtype=np.int32) for ids in encoded["input_ids"]]
 
 
 def collate(rows: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:

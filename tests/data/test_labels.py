@@ -64,6 +64,16 @@ def test_a_split_without_labels_is_none(values: list) -> None:
     assert read_labels(splits([0, 1]) | {"test": Dataset.from_dict({"text": ["a"]})})[1]["test"] is None
 
 
+def test_a_class_label_is_renamed_whole_or_not_at_all() -> None:
+    features = Features({"label": ClassLabel(names=["0", "1"])})
+    made = {"train": Dataset.from_dict({"label": [0, 1]}, features=features)}
+    assert read_labels(made, ["neg", "pos"])[0] == ["neg", "pos"]
+    assert read_labels(made, ["0", "1"])[0] == ["0", "1"]
+    for wrong in (["1", "0"], ["a", "b", "c"], ["0", "x"]):
+        with pytest.raises(DataError, match=r"names its classes itself \(0, 1\): leave label_names out"):
+            read_labels(made, wrong)
+
+
 @pytest.mark.parametrize(
     ("made", "names", "message"),
     [
@@ -74,6 +84,8 @@ def test_a_split_without_labels_is_none(values: list) -> None:
         (splits(["a", ""]), None, "train row 1 has no label"),
         (splits(["a", " "]), None, "train row 1 has no label"),
         (splits(["a", "b"], ["a", ""]), None, "test row 1 has no label"),
+        (splits(["0", "9" * 21]), ["x", "y"], "labels must fit 64 bits"),
+        (splits([1e30, 1.0]), None, "train row 0 has label .* beyond 64 bits"),
         (splits([0.5, 1.0]), None, "labels must be integers or strings, train row 0 has 0.5"),
         (splits([[1], [2]]), None, "labels must be integers, strings or a ClassLabel"),
         (

@@ -59,6 +59,22 @@ def test_a_folder_reads_split_files_and_no_others(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_shards_belong_together_and_none_may_be_missing(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"train-{number:05d}-of-00002-0a1b2c.csv").write_text(f"t\n{number}\n")
+    assert load_splits(str(tmp_path))["train"]["t"][:] == ["0", "1"]
+    (tmp_path / "train-00001-of-00002-0a1b2c.csv").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 files for train: train-00000-of-00002-0a1b2c.csv; add the others"):
+        load_splits(str(tmp_path))
+
+
+def test_empty_cells_behind_a_header_are_no_columns_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,label,,\na,b,,\n")
+    assert read_file(tmp_path / "x.csv")["label"][:] == ["b"]
+    (tmp_path / "y.csv").write_text('"a, b"\nx\n')
+    assert read_file(tmp_path / "y.csv").column_names == ["a, b"]
+
+
 def test_a_configuration_belongs_to_the_hub(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a configuration or revision belongs to a Hub dataset"):
         load_splits(str(tmp_path), config="en")
@@ -90,7 +106,8 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
         ("x.csv", b"text,label\nfine,1\ncaf\xe9,2\n", "not UTF-8: line 3 holds the byte 0xe9"),
         ("x.csv", b"text,label\na,b,c\n", "malformed"),
         ("x.csv", b"text,text,label\na,b,c\n", "names the column 'text' twice"),
-        ("x.csv", b"text;label\na;b\n", "has one column, 'text;label': it seems to be separated by ';', expected ','"),
+        ("x.csv", b"text;label\na;b\nwell, no, not;c\n", "has one column, 'text;label': it seems to be separated by ';', expected ','"),
+        ("x.csv", b"text\tlabel\na\tb\n", r"separated by '\\t', expected ','"),
         ("x.csv", b"text,label\na,b\nc,d,e\n", "malformed"),
         ("x.jsonl", b'{"a": 1}\n{"a": \n', "malformed: line 2"),
         ("x.jsonl", b'{"a": 1}\n[1]\n', "malformed: row 2 is list"),

@@ -26,3 +26,9 @@ def test_order_is_kept_whatever_the_micro_batches(tiny_bert: Path) -> None:
         found = predict_logits(model, rows, collate, max_tokens)
         assert found.dtype == np.float32
         assert np.abs(found - alone).max() < 1e-5
+
+
+def test_an_empty_text_is_a_row_even_without_special_tokens(tiny_bert: Path) -> None:
+    tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
+    tokenizer.backend_tokenizer.post_processor = None
+    assert [row.tolist() for row in task.encode(tokenizer, ["", "sail"], 64)] == [[0], [tokenizer.convert_tokens_to_ids("sail")]]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hf_transfer.evidence.comparison import Cell, compare, recommend
+from hf_transfer.evidence.table import render_table
 
 METRICS = ("accuracy", "f1_macro", "mcc", "ece")
 
@@ -31,6 +32,7 @@ def cell(
 
 
 SCRATCH = {"init": "scratch"}
+DATA = {"train_rows": 80, "validation_rows": 20, "test_rows": 1000}
 
 
 def test_verdicts_and_their_family() -> None:
@@ -95,3 +97,15 @@ def test_the_recommendation(cells: dict[Any, Any], arm: str, seed: int) -> None:
     found = recommend(cells)
     assert (found["arm"], found["seed"]) == (arm, seed)
     assert found["reason"]
+
+
+def test_the_table_aligns_numbers_right_and_words_left() -> None:
+    cells = {("lora", 100): [cell(0.9, data=DATA)], ("zero", 100): [cell(0.5, data=DATA, **SCRATCH)]}
+    results = [group[0].result | {"arm": arm, "budget": budget} for (arm, budget), group in cells.items()]
+    lines = render_table(compare(cells), results).splitlines()
+    assert lines[0] == "budget 100: 80 rows train, 20 validate, 1,000 test; seed 0"
+    header, lora, zero = lines[1:4]
+    assert header.split() == ["arm", "accuracy", "[95", "%]", "gain", "over", "zero", "[95", "%]", "verdict", "trained", "updates", "time"]
+    assert lora.index("helps") == header.index("verdict"), "words stand left"
+    assert lora.index("100") + 3 == zero.index("100") + 3 == header.index("trained") + len("trained"), "numbers stand right"
+    assert "an arm's score minus zero's" in lines[-3]

@@ -18,6 +18,7 @@ import hf_transfer as ht
 from hf_transfer.errors import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 from hf_transfer.evaluation.metrics import classification_metrics
 from hf_transfer.evidence.cell import row_weights
+from hf_transfer.models import checkpoint
 from tests.conftest import save_tiny_bert, write_csv
 
 ARMS = {
@@ -237,6 +238,23 @@ def test_another_base_than_the_adapters_is_refused(comparison: ht.Comparison, tm
     shutil.copytree(cell / "model", tmp_path / "alone")
     with pytest.raises(CheckpointError, match="cannot find the base of adapter .*: it was trained on tiny-bert"):
         ht.load(tmp_path / "alone")
+
+
+def test_the_base_is_found_in_the_cache_where_the_embedded_one_is_not_installed(
+    comparison: ht.Comparison, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(comparison.folder / "lora/budget-all/seed-0/model", tmp_path / "adapter")
+    sidecar = json.loads((tmp_path / "adapter/hf_transfer.json").read_text())
+    sidecar["base_checkpoint"] = "sentence-transformers/all-MiniLM-L6-v2"
+    (tmp_path / "adapter/hf_transfer.json").write_text(json.dumps(sidecar))
+    monkeypatch.setitem(checkpoint.EMBEDDED_CHECKPOINTS, "all-MiniLM-L6-v2", ("no_such_package", "model", sidecar["base_checkpoint"]))
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda name, **_: str(tiny_bert))
+    assert ht.load(tmp_path / "adapter").predict(["anchor"]) == ht.load(comparison.folder / "lora/budget-all/seed-0").predict(["anchor"])
+
+
+def test_a_generator_of_arms_is_a_list_of_arms(recipe: ht.Recipe, tmp_path: Path) -> None:
+    found = ht.run(recipe, arms=(arm for arm in ["head"]), budgets=[30], output_dir=tmp_path / "out")
+    assert {entry["arm"] for entry in found.values["arms"]} == {"head"}
 
 
 def test_a_model_that_predicts_no_number_is_a_training_error(recipe: ht.Recipe, tmp_path: Path) -> None:

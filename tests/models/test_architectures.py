@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
@@ -30,6 +31,20 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "distilbert": DistilBertConfig(vocab_size=71, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64, pad_token_id=0),
     "deberta": DebertaV2Config(**SHAPE, max_position_embeddings=64, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     "modernbert": ModernBertConfig(**SHAPE, max_position_embeddings=64, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3),
+    "bart": BartConfig(
+        vocab_size=71,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    ),
     "electra": ElectraConfig(**SHAPE, embedding_size=32, max_position_embeddings=64),
 }
 TUNINGS = {"full": {}, "head": {}, "top": {"num_blocks": 1}, "lora": {}}
