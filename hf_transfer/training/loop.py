@@ -105,13 +105,14 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
 
-            updated = plan.rows_of(update)
-            done.updates, done.rows_seen = update + 1, done.rows_seen + len(updated)
-            done.tokens_seen += int(plan.lengths[updated].sum())
+            updated, weight = plan.rows_of(update), plan.weight_of(update)
+            num_tokens = int(plan.lengths[updated].sum())
+            done.updates = update + 1
+            done.rows_seen += len(updated)
+            done.tokens_seen += num_tokens
             done.train_seconds += time.perf_counter() - started
-            weight = plan.weight_of(update)
             epoch_loss, epoch_weight = epoch_loss + loss * weight, epoch_weight + weight
-            progress.advance(len(updated), int(plan.lengths[updated].sum()), done.train_seconds)
+            progress.advance(len(updated), num_tokens, done.train_seconds)
 
             if (update + 1) % plan.updates_per_epoch == 0:
                 epoch = plan.epoch_of(update) + 1

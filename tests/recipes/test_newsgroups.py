@@ -20,7 +20,7 @@ LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precisio
 
 def launched(num_processes: int, *words: object) -> subprocess.CompletedProcess[str]:
     """Run the recipe under `accelerate launch`; two CPU processes take the form that really starts two."""
-    many = ["--multi_gpu"] if num_processes > 1 else []
+    many = ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []  # 0: any free port
     command = [
         sys.executable,
         "-m",
