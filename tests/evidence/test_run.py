@@ -225,6 +225,21 @@ def test_the_same_run_again_is_bit_equal(comparison: ht.Comparison, recipe: ht.R
             assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training.label_smoothing": 0.2},
+        {"training.class_weights": {"boats": 3.0}},
+        {"training.optimizer": "sgd"},
+        {"training.dropout": 0.5},
+    ],
+)
+def test_a_setting_reaches_the_training(comparison: ht.Comparison, recipe: ht.Recipe, tmp_path: Path, change: dict[str, object]) -> None:
+    changed = ht.run(recipe.override(change), arms=["full"], budgets=[30], seeds=[1], output_dir=tmp_path / "changed")
+    one, other = (folder / "full/budget-30/seed-1/predictions.parquet" for folder in (comparison.folder, changed.folder))
+    assert one.read_bytes() != other.read_bytes()
+
+
 def test_a_moved_run_folder_still_loads(comparison: ht.Comparison, tmp_path: Path) -> None:
     shutil.copytree(comparison.folder, tmp_path / "moved")
     assert ht.load(tmp_path / "moved").predict(["anchor"]) == comparison.best().predict(["anchor"])
