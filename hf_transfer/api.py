@@ -112,15 +112,6 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _recipes_folder().glob("*.py"))
 
 
-def embed(recipe: Recipe, data: bool = True, checkpoint: bool = True) -> Recipe:
-    """Swap in the data of the same name and the checkpoint that come with the package."""
-    changes: dict[str, Any] = {"checkpoint": EMBEDDED_TEXT_CHECKPOINT} if checkpoint else {}
-    if data and recipe.data.source is not None:
-        columns = {role: role for role in recipe.task.columns}
-        changes["data"] = {"source": EMBEDDED + recipe.name, "columns": columns, "drop_overlap": recipe.data.drop_overlap}
-    return recipe.override(changes)
-
-
 def load(name: str | Path, base: str | None = None) -> "Model":
     """Give a trained model: from a run folder (the recommended arm), a cell's or a model's folder, or a Hub id.
 

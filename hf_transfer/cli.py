@@ -15,7 +15,7 @@ import yaml
 
 import hf_transfer
 from hf_transfer import api
-from hf_transfer.data.hub import hub_answers, is_local_checkpoint, is_local_dataset, is_offline
+from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
 from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
 from hf_transfer.recipe import DataConfig, Recipe, read_yaml
 
@@ -110,10 +110,13 @@ def with_config(recipe: Recipe, config: Mapping[str, Any], flags: argparse.Names
 
 
 def _swap_data(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
+    source = flags.dataset
+    if source is None and flags.embedded and recipe.data.source is not None:
+        source = EMBEDDED + recipe.name
+    if source is None:
+        return recipe
     roles = {role: role for role in recipe.task.columns}
-    if flags.dataset is not None:
-        return replace(recipe, data=DataConfig(source=flags.dataset, columns=roles, drop_overlap=recipe.data.drop_overlap))
-    return api.embed(recipe, checkpoint=False) if flags.embedded else recipe
+    return replace(recipe, data=DataConfig(source=source, columns=roles, drop_overlap=recipe.data.drop_overlap))
 
 
 def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] | None) -> Recipe:
@@ -127,9 +130,7 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
     Raises:
         ConfigError: A flag cannot be meant.
     """
-    if flags.embedded and flags.checkpoint is None:
-        recipe = api.embed(recipe, data=False)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"checkpoint": api.EMBEDDED_TEXT_CHECKPOINT} if flags.embedded else {}
     for flag, path in (
         ("checkpoint", "checkpoint"),
         ("dataset_config", "data.config"),

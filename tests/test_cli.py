@@ -148,12 +148,22 @@ def test_a_row_without_text(run: Run, tmp_path: Path, tiny_bert: Path, missing: 
 
 
 @pytest.mark.parametrize(
-    "section",
-    ["{seeds: 3}", "{budgets: 128}", "{seeds: [a]}", "{max_test_rows: x}", "[arms]", "5", "true", "{arms: [[1]]}", "{arm: [full]}"],
+    ("section", "message"),
+    [
+        ("{seeds: 3}", "seeds must be a list of one or more, found 3"),
+        ("{seeds: [a]}", "a seed is a whole number from 0 to 4294967295, found 'a'"),
+        ("{budgets: 128}", "budgets must be a list of one or more, found 128"),
+        ("{max_test_rows: x}", "max_test_rows must be a number of at least 1, found 'x'"),
+        ("{arms: [[1]]}", "recipe newsgroups has no arm '[1]'"),
+        ("{arm: [full]}", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found arm"),
+        ("[arms]", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found ['arms']"),
+        ("5", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found 5"),
+        ("true", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found True"),
+    ],
 )
-def test_a_bad_run_section(run: Run, tmp_path: Path, section: str) -> None:
+def test_a_bad_run_section(run: Run, tmp_path: Path, section: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(f"run: {section}\n")
-    refused(run("run", "newsgroups", "--embedded", "--config", tmp_path / "x.yaml"))
+    assert message in refused(run("run", "newsgroups", "--embedded", "--config", tmp_path / "x.yaml"))
 
 
 def test_a_column_of_numbers_is_no_text(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
@@ -177,8 +187,8 @@ def test_a_recipe_file_that_does_not_load(run: Run, tmp_path: Path, code: str, m
     assert message in refused(run("run", tmp_path / "mine.py"))
 
 
-def test_every_run_section_counts_and_the_nearest_wins(run: Run, tmp_path: Path) -> None:
-    recipe = cli.api.embed(cli.api.load_recipe("newsgroups")).to_dict()
+def test_every_run_section_counts_and_the_nearest_wins(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    recipe = cli.api.load_recipe("newsgroups").override({"data.source": "embedded:newsgroups", "checkpoint": str(tiny_bert)}).to_dict()
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(recipe | {"run": {"arms": ["zzz"], "seeds": [-1]}}))
     (tmp_path / "b.yaml").write_text("run: {arms: [head]}\n")
     (tmp_path / "c.json").write_text(json.dumps(recipe | {"run": {"arms": ["yyy"]}}))

@@ -33,8 +33,6 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     if not isinstance(feature, ClassLabel) and _are_named_digits(splits, values, label_names):
         raw = {split: None if column is None else [int(value) for value in column] for split, column in raw.items()}
         values = {int(value) for value in values}
-        if max(map(abs, map(int, values))) >= 2**63:
-            raise DataError(f"labels must fit 64 bits, found {max(map(int, values))}")
     ids: dict[str, np.ndarray | None]
     if isinstance(feature, ClassLabel):
         names = _class_label_names(feature, label_names)
@@ -87,8 +85,6 @@ def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
             if not value.is_integer():
                 raise DataError(f"labels must be integers or strings, {split} row {row} has {value}")
             value = int(value)
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise DataError(f"{split} row {row} has label {value}, which is beyond 64 bits")
         checked.append(int(value) if isinstance(value, bool) else value)
     if isinstance(feature, ClassLabel):
         return [_class_name(feature, split, row, int(value)) for row, value in enumerate(checked)]
@@ -114,6 +110,10 @@ def _by_name(split: str, values: Sequence[int | str], names: Sequence[str]) -> n
 def _integers(
     splits: Mapping[str, Dataset], raw: Mapping[str, list[int | str] | None], label_names: Sequence[str] | None
 ) -> tuple[list[str], dict[str, np.ndarray | None]]:
+    for split, column in raw.items():
+        for row, label in enumerate(column or []):
+            if not -(2**63) <= int(label) < 2**63:
+                raise DataError(f"{split} row {row} has label {label}, which is beyond 64 bits")
     arrays = {split: None if values is None else np.array(values, dtype=np.int64) for split, values in raw.items()}
     if label_names:
         for split, values in arrays.items():

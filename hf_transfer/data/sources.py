@@ -117,28 +117,26 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
 
 def _read_folder(folder: Path) -> dict[str, Dataset]:
     """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like; other files are not read."""
-    files: dict[str, list[Path]] = {}
+    files: dict[str, dict[Path, re.Match[str]]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in DATA_SUFFIXES and (name := SPLIT_FILE.fullmatch(path.stem.lower())) and name["split"] in SPLIT_NAMES:
-            files.setdefault(SPLIT_NAMES[name["split"]], []).append(path)
-    for split, paths in files.items():
+            files.setdefault(SPLIT_NAMES[name["split"]], {})[path] = name
+    for split, named in files.items():
+        found = listed(path.name for path in named)
         # Shards of one file belong together; train.csv beside train.jsonl or validation.csv beside dev.csv would count rows twice.
-        names = [SPLIT_FILE.fullmatch(path.stem.lower()) for path in paths]
-        kinds = {(name["split"], name["total"], path.suffix) for name, path in zip(names, paths, strict=True) if name}
+        kinds = {(name["split"], name["total"], path.suffix) for path, name in named.items()}
         if len(kinds) > 1:
-            raise DataError(f"folder {folder} has several files for {split}: {listed(path.name for path in paths)}; keep one")
+            raise DataError(f"folder {folder} has several files for {split}: {found}; keep one")
         _, total, _ = kinds.pop()
-        if total is not None and int(total) != len(paths):
-            raise DataError(
-                f"folder {folder} has {len(paths)} of {int(total)} files for {split}: {listed(path.name for path in paths)}; add the others"
-            )
+        if total is not None and int(total) != len(named):
+            raise DataError(f"folder {folder} has {len(named)} of {int(total)} files for {split}: {found}; add the others")
     if "train" not in files:
-        found = [path.name for path in sorted(folder.iterdir())]
+        found = listed(path.name for path in sorted(folder.iterdir()))
         raise DataError(
             f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(DATA_SUFFIXES)}; "
-            f"found {listed(found) or 'nothing'}"
+            f"found {found or 'nothing'}"
         )
-    return {split: _concatenated(split, paths) for split, paths in files.items()}
+    return {split: _concatenated(split, list(named)) for split, named in files.items()}
 
 
 def _concatenated(split: str, paths: list[Path]) -> Dataset:

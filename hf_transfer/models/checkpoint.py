@@ -45,9 +45,9 @@ class Checkpoint:
         """Give the commit, where the folder is a snapshot of the Hub's cache."""
         return self.folder.name if re.fullmatch(r"[0-9a-f]{40}", self.folder.name) else None
 
-    @functools.cached_property
+    @property
     def sha256(self) -> str:
-        """Hash the weights."""
+        """Give the hash of the weights."""
         return sha256_of_weights(self.folder)
 
     @property

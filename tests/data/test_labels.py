@@ -84,7 +84,7 @@ def test_a_class_label_is_renamed_whole_or_not_at_all() -> None:
         (splits(["a", ""]), None, "train row 1 has no label"),
         (splits(["a", " "]), None, "train row 1 has no label"),
         (splits(["a", "b"], ["a", ""]), None, "test row 1 has no label"),
-        (splits(["0", "9" * 21]), ["x", "y"], "labels must fit 64 bits"),
+        (splits(["0", "9" * 21]), ["x", "y"], "train row 1 has label 9+, which is beyond 64 bits"),
         (splits([1e30, 1.0]), None, "train row 0 has label .* beyond 64 bits"),
         (splits([0.5, 1.0]), None, "labels must be integers or strings, train row 0 has 0.5"),
         (splits([[1], [2]]), None, "labels must be integers, strings or a ClassLabel"),
