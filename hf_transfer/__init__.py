@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hf_transfer.api import Comparison, Model, load, load_recipe, run
     from hf_transfer.cli import main
     from hf_transfer.errors import TransferError
-    from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TextClassification, TrainingConfig
+    from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TextClassification, TokenClassification, TrainingConfig
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _HOME = {
     **dict.fromkeys(("Comparison", "Model", "load", "load_recipe", "run"), "api"),
     "main": "cli",
     "TransferError": "errors",
-    **dict.fromkeys(("Arm", "DataConfig", "LoRA", "Recipe", "TextClassification", "TrainingConfig"), "recipe"),
+    **dict.fromkeys(("Arm", "DataConfig", "LoRA", "Recipe", "TextClassification", "TokenClassification", "TrainingConfig"), "recipe"),
 }
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "Recipe",
     "TextClassification",
+    "TokenClassification",
     "TrainingConfig",
     "TransferError",
     "load",

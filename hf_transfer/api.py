@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from hf_transfer.models.saved import SavedModel
 
 EMBEDDED_TEXT_CHECKPOINT = EMBEDDED + "all-MiniLM-L6-v2"
-OWN_DATA_RECIPES = {"text": Recipe(name="text")}
-"""For a user's own data: everything but the data, which must be given."""
 
 
 def run(
@@ -74,7 +72,7 @@ def run(
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Give a recipe by its name, by the Python file that holds it as `RECIPE`, by a YAML file, or "text" for your own data.
+    """Give a recipe by its name, by the Python file that holds it as `RECIPE`, or by a YAML file.
 
     Raises:
         ConfigError: There is no such recipe; suggests the nearest.
@@ -83,10 +81,8 @@ def load_recipe(name: str | Path) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         return Recipe.from_dict({key: value for key, value in read_yaml(path).items() if key != "run"})
     if path.suffix != ".py":
-        if str(name) in OWN_DATA_RECIPES:
-            return OWN_DATA_RECIPES[str(name)]
         path = _recipes_folder() / f"{name}.py"
-        known = [*recipe_names(), *OWN_DATA_RECIPES]
+        known = recipe_names()
         if str(name) not in known:
             raise ConfigError(f"no recipe '{name}': there are {listed(known)}, or give a .py or .yaml file{did_you_mean(str(name), known)}")
     if not path.is_file():
@@ -190,44 +186,39 @@ class Model:
         """Label names by class id, (C,)."""
         return self.saved.sidecar.labels
 
-    def predict(self, texts: Iterable[str]) -> list[dict[str, Any]]:
-        """Predict a label for each text, in fp32.
+    def predict(self, texts: Iterable[Any]) -> list[dict[str, Any]]:
+        """Predict each text, in fp32.
 
         Args:
-            texts: (B,) texts; an empty one is predicted like any other.
+            texts: (B,) texts (pairs of texts for a model of pairs; for NER texts or lists of words); an empty one is predicted like
+                any other.
 
         Returns:
-            (B,) of `{"label", "score" (its probability), "probabilities" (label -> probability)}`.
+            (B,) of `{"label", "score" (its probability), "probabilities" (label -> probability)}`; for NER of
+            `{"entities": [{"start", "end", "text", "label", "score"}]}`, offsets in characters.
 
         Raises:
-            ConfigError: `texts` is no list of texts.
+            ConfigError: `texts` is no such list.
         """
         import functools
 
         from hf_transfer.evaluation.prediction import predict_logits
         from hf_transfer.tasks import functions_of
+        from hf_transfer.tasks.items import lay_out, to_probabilities
         from hf_transfer.training.device import CPU_MICRO_BATCH_TOKENS
 
-        if isinstance(texts, str) or not isinstance(texts, Iterable):
-            raise ConfigError(f"predict takes a list of texts, found {type(texts).__name__}: predict([text])")
-        texts = list(texts)
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ConfigError(f"predict takes a list of texts, found {type(text).__name__} at position {index}")
-        if not texts:
-            return []
         task = functions_of(self.saved.task)
-        rows = task.encode(self.saved.tokenizer, [text.strip() for text in texts], self.saved.task.max_length)
-        collate = functools.partial(task.collate, tokenizer=self.saved.tokenizer)
-        probabilities = task.probabilities(predict_logits(self.saved.model, rows, collate, CPU_MICRO_BATCH_TOKENS))
-        return [
-            {
-                "label": self.labels[row.argmax()],
-                "score": float(row.max()),
-                "probabilities": dict(zip(self.labels, map(float, row), strict=True)),
-            }
-            for row in probabilities
-        ]
+        values = texts if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+        inputs = task.to_inputs(values, self.saved.task)
+        if not inputs:
+            return []
+        tokenizer = self.saved.tokenizer
+        layout = lay_out(task.encode(tokenizer, inputs, self.saved.task))
+        collate = functools.partial(task.collate, tokenizer=tokenizer)
+        logits = predict_logits(self.saved.model, layout, collate, task.item_logits, CPU_MICRO_BATCH_TOKENS)
+        probabilities = to_probabilities(logits)
+        predictions = task.decode(probabilities, layout.first_item, self.labels)
+        return task.to_answers(values, inputs, layout.split(probabilities), layout.split(predictions), self.labels)
 
 
 def _recipes_folder() -> Path:

@@ -222,12 +222,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _run_verb(arguments: Sequence[str]) -> None:
     parser = _Parser(prog="hf-transfer run", description="Train the arms of a recipe and compare them.")
-    known = [*api.recipe_names(), *api.OWN_DATA_RECIPES]
+    known = api.recipe_names()
     parser.add_argument(
         "name",
         metavar="NAME",
         nargs="?",
-        help=f"a recipe ({', '.join(known)}; text is for your own data), or a .py or .yaml file",
+        help=f"a recipe ({', '.join(known)}; text and ner are also for your own data), or a .py or .yaml file",
     )
     add_run_flags(parser, None)
     flags = parser.parse(arguments)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
@@ -53,24 +53,88 @@ def config(cls: type[T]) -> type[T]:
 
 @config
 class TextClassification:
-    """One label for a text."""
+    """One label for a text, or for a pair of texts."""
 
     kind: Literal["text-classification"] = "text-classification"
     text: str = "text"
     """Column that holds the text."""
+    text_pair: str | None = None
+    """Column that holds a second text; null = `text_pair` where the data has a column of that name, else none."""
     label: str = "label"
     """Column that holds the label: a ClassLabel, an integer or a string."""
     max_length: Annotated[int, Field(ge=4)] = 256
-    """Tokens a text is cut to, special tokens included."""
+    """Tokens a text (or a pair together) is cut to, special tokens included."""
+    keep: Literal["head", "tail", "both"] = "head"
+    """What stays of a longer text: its head, its tail, or both ends (a quarter head, three quarters tail, as in Sun et al. 2019)."""
+    replace: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What is replaced in every text, letter for letter, in training and in prediction: `{"<br />": " "}`."""
 
     @property
     def columns(self) -> dict[str, str]:
         """Role -> column."""
-        return {"text": self.text, "label": self.label}
+        return {"text": self.text, "label": self.label} | ({"text_pair": self.text_pair} if self.text_pair else {})
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role there is, optional ones too."""
+        return ("text", "text_pair", "label", "label_name")
 
 
-Task = TextClassification
-"""Any task config. A further task joins it as a union told apart by `kind`."""
+@config
+class TokenClassification:
+    """A tag for every word: named entities."""
+
+    kind: Literal["token-classification"] = "token-classification"
+    tokens: str = "tokens"
+    """Column that holds the words: a list of strings."""
+    ner_tags: str = "ner_tags"
+    """Column that holds a tag a word: BIO, IOB1 or BIOES, as names or as integers."""
+    text: str | None = None
+    """Column that holds plain text, for data with spans instead of words; null = `text` where the data has no words."""
+    spans: str | None = None
+    """Column that holds its entities: a list of `{"start", "end", "label"}`, in characters."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a window, special tokens included. A longer row is read in several that overlap by half: no word is lost."""
+    loss_per: Literal["word", "row"] = "word"
+    """What counts the same in the loss: every word, or every row, so that a long document does not drown the others."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column."""
+        if self.text is not None and self.spans is not None:
+            return {"text": self.text, "spans": self.spans}
+        return {"tokens": self.tokens, "ner_tags": self.ner_tags}
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every role there is."""
+        return ("tokens", "ner_tags", "text", "spans")
+
+    def __post_init__(self) -> None:
+        if (self.text is None) != (self.spans is None):
+            raise ValueError("text and spans belong together: name both columns, or neither for data with tokens and ner_tags")
+
+
+TASKS: dict[str, type[Any]] = {"text-classification": TextClassification, "token-classification": TokenClassification}
+"""Kind -> task config."""
+
+
+def _kind_of(value: Any) -> str:
+    """Give the kind of a task config, or of the mapping that should become one; without a kind, text classification."""
+    kind = value.get("kind", "text-classification") if isinstance(value, dict) else getattr(value, "kind", "text-classification")
+    return kind if kind in TASKS else "unknown"
+
+
+Task = Annotated[
+    Annotated[TextClassification, Tag("text-classification")] | Annotated[TokenClassification, Tag("token-classification")],
+    Discriminator(_kind_of),
+]
+"""Any task config, told apart by `kind`."""
+
+
+def task_from_dict(values: Mapping[str, Any]) -> Any:
+    """Build the task config that a mapping holds: what `dataclasses.asdict` gave, newer or older."""
+    return TASKS[_kind_of(dict(values))](**values)
 
 
 @config
@@ -78,7 +142,7 @@ class DataConfig:
     """Where labelled rows come from."""
 
     source: Given | None = None
-    """Hub id, file (CSV, TSV, JSONL, JSON, Parquet), folder of train / validation / test files, or `embedded:NAME`."""
+    """Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL), folder of train / validation / test files, or `embedded:NAME`."""
     config: str | None = None
     """Configuration of a Hub dataset."""
     revision: str | None = None
@@ -146,8 +210,11 @@ class TrainingConfig:
     dropout: Fraction | None = None
     """Probability for every dropout of the backbone and head; null = the checkpoint's own."""
     label_smoothing: Fraction = 0.0
+    """Share of a label's weight that is spread over all classes (Szegedy et al. 2016, section 7)."""
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
-    """Weight of a row's loss by its class: "balanced" = rows / (classes x rows of the class), or by label name (others 1)."""
+    """Weight of a label's loss by its class: "balanced" = labels / (classes x labels of the class), or by label name (others 1)."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """What an epoch holds: every row once, or as many rows in all, each class the same number (rare ones repeated)."""
     early_stopping_patience: Count | None = None
     """Epochs without a better validation loss before an arm stops; null = run all epochs."""
     precision: Precision = "auto"
@@ -181,7 +248,7 @@ class Recipe:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        roles = [*self.task.columns, "label_name"]
+        roles = self.task.roles
         if unknown := [role for role in self.data.columns if role not in roles]:
             raise ValueError(f"data.columns: unknown role '{unknown[0]}', roles are {listed(roles)}{did_you_mean(unknown[0], roles)}")
 
@@ -274,7 +341,7 @@ def _one_sentence(cls: type, error: ValidationError) -> str:
 
 def _problem(cls: type, detail: Any) -> str:
     # Members of a union add their own name to the location; only keys of the user's own remain.
-    location = [str(part) for part in detail["loc"]]
+    location = [str(part) for part in detail["loc"] if part not in TASKS]
     if detail["loc"] and isinstance(detail["loc"][0], int):
         # Given by position.
         location[0] = dataclasses.fields(cls)[detail["loc"][0]].name
@@ -282,7 +349,7 @@ def _problem(cls: type, detail: Any) -> str:
     found = detail["input"]
     match detail["type"]:
         case "unexpected_keyword_argument":
-            known = [field.name for field in _fields_at(cls, location[:-1])]
+            known = [field.name for field in _fields_at(cls, [str(part) for part in detail["loc"][:-1]])]
             return f"{where}: unknown key{did_you_mean(location[-1], known) or f', known are {listed(known)}'}"
         case "missing":
             return f"{where}: missing"
@@ -300,6 +367,9 @@ def _problem(cls: type, detail: Any) -> str:
             return f"{where}: expected a whole number, found {found!r}"
         case "float_parsing" | "float_type":
             return f"{where}: expected a number, found {found!r}"
+        case "union_tag_invalid":
+            kind = found.get("kind") if isinstance(found, dict) else found
+            return f"{where}.kind: expected one of {listed(TASKS)}, found {kind!r}{did_you_mean(str(kind), TASKS)}"
         case "dataclass_type":
             return f"{where}: expected a mapping of its fields, found {found!r}"
         case _:
@@ -314,6 +384,8 @@ def _fields_at(cls: Any, location: list[str]) -> tuple[dataclasses.Field[Any], .
             cls = typing.get_type_hints(cls).get(key)
         elif typing.get_origin(cls) is dict:
             cls = typing.get_args(cls)[1]
+        elif key in TASKS:
+            cls = TASKS[key]
         if isinstance(cls, types.UnionType):
             cls = next((option for option in typing.get_args(cls) if dataclasses.is_dataclass(option)), None)
     return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()

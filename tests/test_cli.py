@@ -86,7 +86,7 @@ def refused(result: tuple[int, str, str]) -> str:
         (["run", "newsgroups", "--set", "training.batch_size=[1"], "'[1' is no YAML value"),
         (
             ["run", "newsgroups", "--columns", "txt=body"],
-            "unknown role 'txt', roles are text, label, label_name; did you mean 'text'?",
+            "unknown role 'txt', roles are text, text_pair, label, label_name; did you mean 'text'?",
         ),
         (["run", "newsgroups", "--config", "gone.yaml"], "config file gone.yaml does not exist"),
         (

@@ -50,7 +50,7 @@ def test_merge_lays_nested_values_over() -> None:
         ({"arms.full.tuning": "top"}, "arms.full: num_blocks belongs to tuning 'top'"),
         ({"arms.top.num_blocks": None}, "arms.top: num_blocks belongs to tuning 'top'"),
         ({"task.max_length": -3}, "task.max_length: expected a value greater than or equal to 4"),
-        ({"task.kind": "txt"}, "task.kind: expected 'text-classification'"),
+        ({"task.kind": "txt"}, "task.kind: expected one of text-classification, token-classification, found 'txt'"),
         ({"data.columns": {"txt": "a"}}, r"unknown role 'txt'.*did you mean 'text'"),
         ({"name": "../up"}, "name: expected a name of letters"),
         ({"data.source": ""}, "data.source: must not be empty"),

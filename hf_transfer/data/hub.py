@@ -11,7 +11,8 @@ from pathlib import Path
 
 EMBEDDED = "embedded:"
 """Prefix of data and checkpoints that come with the package."""
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt")
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", *CONLL_SUFFIXES)
 PROBE_SECONDS = 4.0
 
 

@@ -12,6 +12,8 @@ from hf_transfer.errors import DataError, listed
 
 Budget = int | Literal["all"]
 
+MIN_PLAIN_ROWS = 10
+"""The smallest budget of rows without a class of their own."""
 TEST_SEED = 20260101
 """Draws the test rows of data without a test split, and the sample of `--max-test-rows`; the same for every seed, arm and budget."""
 
@@ -23,16 +25,18 @@ class Examples:
     row_ids: np.ndarray
     """(B,) int64: 0-based position in the split as loaded."""
     inputs: Sequence[Any]
-    """(B,) texts, or what the task reads."""
-    labels: np.ndarray
-    """(B,) int64 class ids."""
+    """(B,) texts, pairs of texts, tuples of words, or what the task reads."""
+    labels: Sequence[np.ndarray]
+    """(B,) int64 class ids of each row's items, (N_i,): one of a text, one a word of a sentence."""
+    strata: np.ndarray
+    """(B,) int64: the class a row is drawn by; all 0 where rows have none of their own, which draws plainly."""
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
     def take(self, index: np.ndarray) -> "Examples":
         """Give the rows at positions `index`, in that order."""
-        return Examples(self.row_ids[index], [self.inputs[i] for i in index], self.labels[index])
+        return Examples(self.row_ids[index], [self.inputs[i] for i in index], [self.labels[i] for i in index], self.strata[index])
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Corpus:
         digest = hashlib.sha256()
         for examples in (self.train, self.validation, self.test):
             if examples is not None:
-                digest.update(examples.row_ids.tobytes() + examples.labels.tobytes())
-                for value in examples.inputs:
-                    digest.update(repr(value).encode())
+                digest.update(examples.row_ids.tobytes())
+                for value, labels in zip(examples.inputs, examples.labels, strict=True):
+                    digest.update(repr(value).encode() + labels.tobytes())
             digest.update(b"|")
         return digest.hexdigest()
 
@@ -71,8 +75,8 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     training rows, exact duplicates together. Empty training rows are dropped, empty test rows stay (dropping them moves the benchmark).
 
     Args:
-        splits: "train", maybe "validation" and "test"; None for a split without labels. Inputs are stripped texts or their like:
-            equal inputs are exact duplicates and a falsy input is an empty row.
+        splits: "train", maybe "validation" and "test"; None for a split without labels. Equal inputs are exact
+            duplicates; one that holds nothing (no character, no word) is an empty row.
         max_test_rows: Keep one fixed random sample of this many test rows.
         drop_overlap: Drop training rows whose input stands in test.
 
@@ -92,7 +96,7 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     tested = set(test.inputs)
     if max_test_rows is not None and max_test_rows < len(test):
         test = test.take(np.sort(np.random.default_rng(TEST_SEED).permutation(len(test))[:max_test_rows]))
-    empty = np.array([not value for value in train.inputs], dtype=bool)
+    empty = np.array([not any(value) for value in train.inputs], dtype=bool)
     overlap = np.array([value in tested for value in train.inputs], dtype=bool) & ~empty
     keep = ~(empty | overlap) if drop_overlap else ~empty
     if not keep.any():
@@ -112,12 +116,12 @@ def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
     Raises:
         DataError: Names the labels.
     """
-    trained = set(np.unique(corpus.train.labels).tolist())
+    trained = set(np.unique(corpus.train.strata).tolist())
     left = f" ({corpus.dropped_rows} empty or overlapping rows were dropped)" if corpus.dropped_rows else ""
     if len(trained) < 2:
         raise DataError(f"training needs at least two classes, every training row is '{names[trained.pop()]}'{left}")
     for split, examples in (("validation", corpus.validation), ("test", corpus.test)):
-        unseen = set() if examples is None else set(np.unique(examples.labels).tolist()) - trained
+        unseen = set() if examples is None else set(np.unique(examples.strata).tolist()) - trained
         if unseen:
             raise DataError(
                 f"the {split} data has labels that training lacks: {listed(names[label] for label in sorted(unseen))}{left}; "
@@ -126,22 +130,23 @@ def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
 
 
 def check_budget(corpus: Corpus, budget: Budget) -> None:
-    """Refuse a budget that the data cannot fill, or that cannot hold two rows a class.
+    """Refuse a budget that the data cannot fill, or that cannot hold two rows a class (10 rows, where rows have no class).
 
     Raises:
         DataError: Says what the data has.
     """
-    num_classes = len(np.unique(corpus.train.labels))
+    num_classes = len(np.unique(corpus.train.strata))
+    least, what = (2 * num_classes, f"for {num_classes} classes") if num_classes > 1 else (MIN_PLAIN_ROWS, "to train and validate on")
     rows = len(corpus.train)
     if budget == "all":
-        if rows < 2 * num_classes:
-            raise DataError(f"{rows} training rows are too few for {num_classes} classes: at least {2 * num_classes} are needed")
+        if rows < least:
+            raise DataError(f"{rows} training rows are too few {what}: at least {least} are needed")
     elif budget > rows:
         raise DataError(
             f"a budget of {budget} rows is more than the {rows} training rows there are; leave --budgets out to use all of them"
         )
-    elif budget < 2 * num_classes:
-        raise DataError(f"a budget of {budget} rows is too small for {num_classes} classes: at least {2 * num_classes} are needed")
+    elif budget < least:
+        raise DataError(f"a budget of {budget} rows is too small {what}: at least {least} are needed")
 
 
 def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -166,34 +171,34 @@ def draw(corpus: Corpus, budget: Budget, seed: int) -> tuple[np.ndarray, np.ndar
         return np.arange(len(corpus.train)), None
     rng = np.random.default_rng([seed, 0])
     in_validation = _mark_fifth(corpus.train, rng)
-    validation = _in_stratified_order(np.flatnonzero(in_validation), corpus.train.labels, rng)
-    train = _in_stratified_order(np.flatnonzero(~in_validation), corpus.train.labels, rng)
+    validation = _in_stratified_order(np.flatnonzero(in_validation), corpus.train.strata, rng)
+    train = _in_stratified_order(np.flatnonzero(~in_validation), corpus.train.strata, rng)
     if len(validation) == 0:
-        raise DataError("no training row can be set aside for validation: every class holds one text, repeated or alone")
+        raise DataError("no training row can be set aside for validation: every class holds one input, repeated or alone")
     is_first = np.zeros(len(train), dtype=bool)
-    is_first[np.unique(corpus.train.labels[train], return_index=True)[1]] = True
+    is_first[np.unique(corpus.train.strata[train], return_index=True)[1]] = True
     train = np.concatenate([train[is_first], train[~is_first]])
     num_rows = len(corpus.train) if budget == "all" else budget
     num_validation = max(min(max(1, num_rows // 5), len(validation)), num_rows - len(train))
     return train[: num_rows - num_validation], validation[:num_validation]
 
 
-def _in_stratified_order(rows: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _in_stratified_order(rows: np.ndarray, strata: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shuffle rows so that every prefix holds the classes in about the proportions of the whole.
 
     The i-th of a class's n rows stands at (i + u) / n of the way, u drawn once a class.
 
     Args:
         rows: Positions to shuffle, (N,).
-        labels: Class ids of all positions, (B,).
+        strata: Classes of all positions, (B,).
         rng: Draws the order.
 
     Returns:
         The same positions, (N,).
     """
     place = np.empty(len(rows))
-    for label in np.unique(labels[rows]):
-        members = rng.permutation(np.flatnonzero(labels[rows] == label))
+    for stratum in np.unique(strata[rows]):
+        members = rng.permutation(np.flatnonzero(strata[rows] == stratum))
         place[members] = (np.arange(len(members)) + rng.random()) / len(members)
     return rows[np.argsort(place, kind="stable")]
 
@@ -215,8 +220,8 @@ def _mark_fifth(examples: Examples, rng: np.random.Generator) -> np.ndarray:
     group_of: dict[Any, int] = {}
     groups = np.array([group_of.setdefault(value, len(group_of)) for value in examples.inputs])
     group_sizes = np.bincount(groups)
-    group_labels = examples.labels[np.unique(groups, return_index=True)[1]]
-    classes, class_of = np.unique(group_labels, return_inverse=True)
+    group_strata = examples.strata[np.unique(groups, return_index=True)[1]]
+    classes, class_of = np.unique(group_strata, return_inverse=True)
     fifths = np.bincount(class_of, weights=group_sizes) / 5
     # A class of one text has none to give.
     fifths[np.bincount(class_of) < 2] = 0

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
-from hf_transfer.data.hub import DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
+from hf_transfer.data.conll import read_conll
+from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -67,7 +68,7 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
 
 
 def read_file(path: Path) -> Dataset:
-    """Read one CSV, TSV, JSONL, JSON or Parquet file; every CSV value stays the text it is, "NA" and "" included.
+    """Read one CSV, TSV, JSONL, JSON, Parquet or CoNLL file; every CSV value stays the text it is, "NA" and "" included.
 
     Raises:
         DataError: It is of no such kind, is not UTF-8, is malformed, or has no rows.
@@ -80,7 +81,10 @@ def read_file(path: Path) -> Dataset:
             dataset = _read_parquet(path)
         else:
             _check_utf8(path)
-            dataset = _read_delimited(path, "\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else _read_json(path)
+            if suffix in CONLL_SUFFIXES:
+                dataset = read_conll(path)
+            else:
+                dataset = _read_delimited(path, "\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else _read_json(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     if len(dataset) == 0:

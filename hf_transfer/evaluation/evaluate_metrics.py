@@ -2,6 +2,7 @@
 
 Accuracy().compute(references=[0, 1], predictions=[0, 0])
 ExpectedCalibrationError().compute(references=[0, 1], predictions=[0, 0], probabilities=[[0.9, 0.1], [0.6, 0.4]])
+EntityF1().compute(references=[["B-person", "I-person", "O"]], predictions=[["B-person", "O", "O"]])
 """
 
 from typing import Any
@@ -10,13 +11,14 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_transfer.evaluation.metrics import classification_metrics
+from hf_transfer.evaluation.metrics import METRICS, Predictions
 
 _IDS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+_TAGS = datasets.Sequence(datasets.Value("string"))
 
 
 class _ClassificationMetric(evaluate.Metric):
-    """One metric of `classification_metrics`."""
+    """One metric of a text classification."""
 
     metric: str
     needs_probabilities = False
@@ -34,7 +36,10 @@ class _ClassificationMetric(evaluate.Metric):
         if probabilities is None:
             num_classes = 1 + max(references.max(initial=-1), predictions.max(initial=-1))
             probabilities = np.eye(num_classes, dtype=np.float32)[predictions]
-        return {self.metric: classification_metrics(references, predictions, np.asarray(probabilities, dtype=np.float32))[self.metric]}
+        probabilities = np.asarray(probabilities, dtype=np.float32)
+        labels = [str(index) for index in range(probabilities.shape[1])]
+        predicted = Predictions(labels, references, predictions, probabilities, np.arange(len(references) + 1))
+        return {self.metric: METRICS["text-classification"].of(predicted)[self.metric]}
 
 
 class Accuracy(_ClassificationMetric):
@@ -60,3 +65,22 @@ class ExpectedCalibrationError(_ClassificationMetric):
 
     metric = "ece"
     needs_probabilities = True
+
+
+class EntityF1(evaluate.Metric):
+    """F1, precision and recall of entities under strict IOB2, and the accuracy of tags; takes lists of BIO tags by name."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features({"predictions": _TAGS, "references": _TAGS})
+        return evaluate.MetricInfo(description=str(type(self).__doc__), citation="", features=features)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        lengths = [len(row) for row in references]
+        if lengths != [len(row) for row in predictions]:
+            raise ValueError("every row needs as many predicted tags as references")
+        labels = sorted({tag for rows in (references, predictions) for row in rows for tag in row})
+        ids = {tag: index for index, tag in enumerate(labels)}
+        true, found = (np.array([ids[tag] for row in rows for tag in row], dtype=np.int64) for rows in (references, predictions))
+        first_item = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        nothing = np.zeros((len(true), len(labels)), dtype=np.float32)
+        return METRICS["token-classification"].of(Predictions(labels, true, found, nothing, first_item))

@@ -1,4 +1,4 @@
-"""THE prediction loop: rows in, logits out in the same order, on any number of processes, with or without references."""
+"""THE prediction loop: rows in, logits of their items out in the same order, on any number of processes, with or without references."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,30 +11,34 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from hf_transfer.data.batches import cut, deal
+from hf_transfer.tasks.items import Layout, Window
 
-Collate = Callable[[Sequence[Any]], dict[str, torch.Tensor]]
+Collate = Callable[[Sequence[Window]], dict[str, torch.Tensor]]
+ItemLogits = Callable[[torch.Tensor, Sequence[Window]], torch.Tensor]
 
 
 def predict_logits(
     model: nn.Module,
-    rows: Sequence[np.ndarray],
+    layout: Layout,
     collate: Collate,
+    item_logits: ItemLogits,
     max_tokens: int,
     accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Run a model over rows, each exactly once, cut into micro-batches of like lengths.
+    """Run a model over rows, each item exactly once, in micro-batches of windows of like lengths.
 
     Args:
         model: Unwrapped model; put into eval mode.
-        rows: Encoded rows, each (L_i,).
-        collate: Rows -> forward arguments.
+        layout: Windows of the rows.
+        collate: Windows -> forward arguments.
+        item_logits: The model's logits, windows -> logits of their items, (K, C).
         max_tokens: Padded tokens a micro-batch may hold.
-        accelerator: Shares the rows among its processes; every process gets all logits. None = this process alone.
+        accelerator: Shares the windows among its processes; every process gets all logits. None = this process alone.
 
     Returns:
-        Logits, (B, C) float32, in the order of `rows`.
+        Logits, (M, C) float32, in the order of the rows' items.
     """
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    lengths = layout.lengths
     num_processes, process = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     share = deal(lengths, num_processes)[process]
     device = accelerator.device if accelerator else next(model.parameters()).device
@@ -44,14 +48,17 @@ def predict_logits(
     with torch.inference_mode(), autocast:
         for piece in cut(lengths[share], max_tokens):
             positions = share[piece]
-            arguments = collate([rows[position] for position in positions])
-            logits = model(**{name: tensor.to(device) for name, tensor in arguments.items()}).logits
-            parts.append((positions, logits.float().cpu().numpy()))
+            windows = [layout.windows[position] for position in positions]
+            arguments = {name: tensor.to(device) for name, tensor in collate(windows).items()}
+            logits = item_logits(model(**arguments).logits, windows)
+            parts.append((np.concatenate([layout.items[position] for position in positions]), logits.float().cpu().numpy()))
     if num_processes > 1:
         parts = gather_object(parts)
-    counted = np.bincount(np.concatenate([positions for positions, _ in parts]), minlength=len(rows)) if parts else np.zeros(len(rows))
-    assert len(counted) == len(rows) and (counted == 1).all(), "every row is predicted exactly once"
-    logits_of_all = np.empty((len(rows), *parts[0][1].shape[1:]), dtype=np.float32)
-    for positions, logits in parts:
-        logits_of_all[positions] = logits
-    return logits_of_all
+    num_classes = parts[0][1].shape[1] if parts else getattr(model.config, "num_labels", 0)
+    all_logits = np.empty((layout.num_items, num_classes), dtype=np.float32)
+    counted = np.zeros(layout.num_items, dtype=np.int64)
+    for items, logits in parts:
+        all_logits[items] = logits
+        np.add.at(counted, items, 1)
+    assert (counted == 1).all(), "every item is predicted exactly once"
+    return all_logits

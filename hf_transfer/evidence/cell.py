@@ -1,29 +1,30 @@
 """One cell of a run: an arm trained on one budget with one seed, validated, tested once, saved."""
 
-import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from hf_transfer.data.roles import Budget
 from hf_transfer.errors import TrainingError
-from hf_transfer.evaluation.metrics import classification_metrics
+from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.evidence.environment import describe_environment
+from hf_transfer.evidence.predictions import write_predictions
 from hf_transfer.evidence.study import Rows, Study, build_arm
-from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, atomic_file, write_json
+from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
 from hf_transfer.recipe import Arm
+from hf_transfer.tasks.items import item_losses, to_probabilities
 from hf_transfer.training.device import peak_memory_bytes, reset_peak_memory
-from hf_transfer.training.loop import Training, train
+from hf_transfer.training.loop import Batches, Training, train
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
 
@@ -52,11 +53,11 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
     reset_peak_memory(accelerator)
     train_rows, validation_rows = study.draw(budget, seed)
     model = build_arm(study.architecture, arm, seed, study.task.PEFT_TASK_TYPE)
-    unused = freeze_unused(model, study.collate(train_rows.encoded[:1]))
+    unused = freeze_unused(model, study.collate(train_rows.layout.windows[:1]))
     trainable_parameters, total_parameters = count_parameters(model)
     done = _train(study, model, arm, train_rows, validation_rows, seed, title=f"{arm_name}  budget {budget}  seed {seed}")
     validation_metrics, _ = evaluate(study, model, validation_rows)
-    test_metrics, probabilities = evaluate(study, model, study.test)
+    test_metrics, predicted = evaluate(study, model, study.test)
     result = {
         "arm": arm_name,
         "init": arm.init,
@@ -93,7 +94,7 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "environment": describe_environment(accelerator),
     }
     if accelerator.is_main_process:
-        _write_cell(study, accelerator.unwrap_model(model, keep_fp32_wrapper=False), probabilities, result, folder)
+        _write_cell(study, accelerator.unwrap_model(model, keep_fp32_wrapper=False), predicted, result, folder)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return result
@@ -102,9 +103,13 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
 def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: Rows, seed: int, title: str) -> Training:
     """Train an arm's model on the rows of a cell."""
     settings = study.recipe.training
+    layout = rows.layout
+    weights = class_weights(rows.labels, study.labels, settings.class_weights, study.task) * loss_shares(study, rows)
     plan = UpdatePlan(
-        lengths=np.array([len(row) for row in rows.encoded], dtype=np.int64),
-        weights=row_weights(rows.examples.labels, study.labels, settings.class_weights),
+        lengths=layout.lengths,
+        weights=np.array([weights[items].sum() for items in layout.items]),
+        row_of_window=layout.row_of_window,
+        balance=rows.examples.strata if settings.sampling == "balanced" else None,
         batch_size=settings.batch_size,
         num_epochs=arm.num_epochs,
         max_tokens=study.max_tokens,
@@ -116,10 +121,7 @@ def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows
         model,
         build_optimizer(model, settings.optimizer, arm.learning_rate, arm.weight_decay),
         plan,
-        rows.encoded,
-        rows.examples.labels,
-        collate=study.collate,
-        row_losses=functools.partial(study.task.row_losses, label_smoothing=settings.label_smoothing),
+        Batches(layout, rows.labels, weights.astype(np.float32), study.collate, study.task.item_logits, settings.label_smoothing),
         validate=lambda current: evaluate(study, current, validation_rows)[0],
         accelerator=study.accelerator,
         learning_rate=arm.learning_rate,
@@ -132,7 +134,7 @@ def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows
     )
 
 
-def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any], np.ndarray]:
+def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any], Predictions]:
     """Predict labelled rows and measure.
 
     Args:
@@ -141,60 +143,78 @@ def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any]
         rows: (B,) rows.
 
     Returns:
-        `loss` (mean cross-entropy, nats, unweighted), its standard error over rows (None for one row) and the task's metrics;
-        probabilities (B, C).
+        `loss` (mean cross-entropy of the items, nats, without class weights), its standard error over rows (None for one row) and the
+        task's metrics; the predictions.
 
     Raises:
         TrainingError: A logit is no finite number.
     """
-    logits = predict_logits(model, rows.encoded, study.collate, study.max_tokens, study.accelerator)
+    layout = rows.layout
+    logits = predict_logits(model, layout, study.collate, study.task.item_logits, study.max_tokens, study.accelerator)
     if not np.isfinite(logits).all():
         raise TrainingError(
             "the model predicts what is no finite number: lower the learning rate, lengthen the warmup, or take --precision fp32"
         )
-    labels = rows.examples.labels
-    losses = study.task.row_losses(torch.from_numpy(logits), torch.from_numpy(labels)).double().numpy()
-    probabilities = study.task.probabilities(logits)
-    metrics: dict[str, Any] = {
-        "loss": float(losses.mean()),
-        "loss_standard_error": float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None,
-    }
-    return metrics | classification_metrics(labels, probabilities.argmax(axis=1), probabilities), probabilities
+    losses = item_losses(torch.from_numpy(logits), torch.from_numpy(rows.labels)).double().numpy()
+    probabilities = to_probabilities(logits)
+    predictions = study.task.decode(probabilities, layout.first_item, study.labels)
+    predicted = Predictions(study.labels, rows.labels, predictions, probabilities, layout.first_item)
+    loss, error = _mean_over_rows(losses, loss_shares(study, rows), layout.row_of_item, len(rows))
+    return {"loss": loss, "loss_standard_error": error} | study.metrics.of(predicted), predicted
 
 
-def row_weights(labels: np.ndarray, names: list[str], class_weights: str | dict[str, float]) -> np.ndarray:
-    """Give what each training row's loss counts.
+def loss_shares(study: Study, rows: Rows) -> np.ndarray:
+    """Give what each item counts by its row, (M,): 1, or 1 / (items of its row) where every row shall count the same."""
+    num_items = np.diff(rows.layout.first_item)
+    per_row = getattr(study.recipe.task, "loss_per", "word") == "row"
+    return np.repeat(1 / np.maximum(num_items, 1) if per_row else np.ones(len(num_items)), num_items)
+
+
+def class_weights(labels: np.ndarray, names: Sequence[str], weights: str | dict[str, float], task: ModuleType) -> np.ndarray:
+    """Give what each training item's loss counts by its class.
 
     Args:
-        labels: Class ids of the training rows, (B,).
+        labels: Class ids of the training items, (M,).
         names: Label names, (C,).
-        class_weights: "none", "balanced" (rows / (classes among them x rows of the class)), or weights by name, others 1.
+        weights: "none", "balanced" (items / (classes among them x items of the class)), or weights by name, others 1.
+        task: The task's functions, which know the names.
 
     Returns:
-        (B,) float32.
+        (M,) float64.
     """
-    if class_weights == "none":
-        return np.ones(len(labels), dtype=np.float32)
-    if isinstance(class_weights, dict):
-        return np.array([class_weights.get(name, 1.0) for name in names], dtype=np.float32)[labels]
+    if isinstance(weights, dict):
+        return task.class_weights(weights, names)[labels]
+    if weights == "none":
+        return np.ones(len(labels))
     counts = np.bincount(labels, minlength=len(names))
-    return (len(labels) / (np.count_nonzero(counts) * counts[labels])).astype(np.float32)
+    return len(labels) / (np.count_nonzero(counts) * counts[labels])
 
 
-def _write_cell(study: Study, model: nn.Module, probabilities: np.ndarray, result: dict[str, Any], folder: Path) -> None:
+def _mean_over_rows(losses: np.ndarray, shares: np.ndarray, row_of_item: np.ndarray, num_rows: int) -> tuple[float, float | None]:
+    """Give the mean loss of items, and its standard error over rows, whose items are no independent draws.
+
+    The error is that of a ratio of two sums over rows (Cochran 1977, section 2.11); with one item a row it is the ordinary one.
+
+    Args:
+        losses: (M,).
+        shares: What each counts, (M,).
+        row_of_item: (M,).
+        num_rows: B.
+    """
+    sums, sizes = (np.bincount(row_of_item, weights=values, minlength=num_rows) for values in (losses * shares, shares))
+    if sizes.sum() == 0:
+        return 0.0, None
+    mean = sums.sum() / sizes.sum()
+    if num_rows < 2:
+        return float(mean), None
+    residuals = sums - mean * sizes
+    return float(mean), float(np.sqrt(num_rows / (num_rows - 1) * (residuals**2).sum()) / sizes.sum())
+
+
+def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True)
     checkpoint = study.architecture.checkpoint
     sidecar = Sidecar(study.recipe.to_dict()["task"], study.labels, checkpoint.base_id, checkpoint.revision, checkpoint.sha256)
     save_model(model, checkpoint.tokenizer, sidecar, folder / MODEL_FOLDER)
-    examples = study.test.examples
-    table = pa.table(
-        {
-            "row_id": examples.row_ids,
-            "reference": examples.labels,
-            "prediction": probabilities.argmax(axis=1),
-            "probabilities": pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1]),
-        }
-    )
-    with atomic_file(folder / PREDICTIONS_FILE) as temporary:
-        pq.write_table(table, temporary)
+    write_predictions(folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, as_lists=study.task.MANY_ITEMS)
     write_json(folder / RESULT_FILE, result)

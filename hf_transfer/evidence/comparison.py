@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from hf_transfer.data.roles import Budget
-from hf_transfer.evaluation.metrics import CLASSIFICATION_METRICS
+from hf_transfer.evaluation.metrics import Metrics
+from hf_transfer.evidence.predictions import read_predictions
 from hf_transfer.evidence.statistics import Estimate, estimate, holm, resample_metrics
 from hf_transfer.files import PREDICTIONS_FILE, RESULT_FILE, cell_folder, read_json
 
@@ -34,39 +34,52 @@ Cells = Mapping[tuple[str, Budget], Sequence[Cell]]
 """(arm, budget) -> its cells, a seed each."""
 
 
-def read_cells(run_folder: Path, arms: Sequence[str], budgets: Sequence[Budget], seeds: Sequence[int]) -> Cells:
-    """Read the finished cells of a run."""
+def read_cells(
+    run_folder: Path, arms: Sequence[str], budgets: Sequence[Budget], seeds: Sequence[int], metrics: Metrics, labels: Sequence[str]
+) -> Cells:
+    """Read the finished cells of a run.
+
+    Args:
+        run_folder: Of the run.
+        arms: Names.
+        budgets: Rows, or "all".
+        seeds: One cell each.
+        metrics: Of the task.
+        labels: Label names, (C,).
+    """
     return {
-        (arm, budget): [_read_cell(cell_folder(run_folder, arm, budget, seed)) for seed in seeds]
+        (arm, budget): [_read_cell(cell_folder(run_folder, arm, budget, seed), metrics, labels) for seed in seeds]
         for budget, arm in itertools.product(budgets, arms)
     }
 
 
-def compare(cells: Cells) -> dict[str, Any]:
+def compare(cells: Cells, metrics: Sequence[str]) -> dict[str, Any]:
     """Give what `comparison.json` holds.
 
     Args:
         cells: All cells of a run, the same seeds for each arm and budget.
+        metrics: Names of the task's metrics, the primary one first.
     """
+    primary_metric = metrics[0]
     gains = [
         _difference(cells, arm, baseline, budget, metric) | {"baseline": baseline}
         for arm, budget in cells
         for baseline in [_baseline(cells, budget)]
         if baseline is not None and arm != baseline
-        for metric in CLASSIFICATION_METRICS
+        for metric in metrics
     ]
-    primary = [gain for gain in gains if gain["metric"] == CLASSIFICATION_METRICS[0]]
+    primary = [gain for gain in gains if gain["metric"] == primary_metric]
     for gain in gains:
         gain.update(p_adjusted=None, verdict=None)
     for gain, p_adjusted in zip(primary, holm([gain["p_value"] for gain in primary]), strict=True):
         helps = "helps" if gain["delta"] > 0 else "hurts"
         gain.update(p_adjusted=p_adjusted, verdict=helps if p_adjusted < VERDICT_LEVEL else "no evidence")
     return {
-        "primary_metric": CLASSIFICATION_METRICS[0],
-        "arms": [_arm_entry(cells, arm, budget, metric) for arm, budget in cells for metric in CLASSIFICATION_METRICS],
+        "primary_metric": primary_metric,
+        "arms": [_arm_entry(cells, arm, budget, metric) for arm, budget in cells for metric in metrics],
         "gains": gains,
         "pairs": [
-            _difference(cells, arm, other, budget, CLASSIFICATION_METRICS[0]) | {"other": other}
+            _difference(cells, arm, other, budget, primary_metric) | {"other": other}
             for budget in dict.fromkeys(budget for _, budget in cells)
             for other, arm in itertools.combinations([arm for arm, at in cells if at == budget], 2)
         ],
@@ -109,11 +122,8 @@ def recommend(cells: Cells) -> dict[str, Any]:
     return {"arm": chosen, "budget": budget, "seed": seed, "reason": reason}
 
 
-def _read_cell(folder: Path) -> Cell:
-    result = read_json(folder / RESULT_FILE)
-    table = pq.read_table(folder / PREDICTIONS_FILE)
-    probabilities = np.stack(table["probabilities"].to_numpy())
-    return Cell(result, resample_metrics(table["reference"].to_numpy(), table["prediction"].to_numpy(), probabilities))
+def _read_cell(folder: Path, metrics: Metrics, labels: Sequence[str]) -> Cell:
+    return Cell(read_json(folder / RESULT_FILE), resample_metrics(metrics, read_predictions(folder / PREDICTIONS_FILE, labels)))
 
 
 def _baseline(cells: Cells, budget: Budget) -> str | None:

@@ -52,7 +52,7 @@ def run_grid(
         run = {"arms": list(arms), "budgets": list(budgets), "seeds": list(seeds), "max_test_rows": max_test_rows}
         write_text(
             output_dir / RECIPE_FILE,
-            yaml.safe_dump(resolved.to_dict() | {"run": run}, sort_keys=False, allow_unicode=True),
+            yaml.safe_dump(study.recipe.to_dict() | {"run": run}, sort_keys=False, allow_unicode=True),
         )
         _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
     accelerator.wait_for_everyone()
@@ -60,9 +60,10 @@ def run_grid(
     for number, (budget, seed, arm) in enumerate(cells, 1):
         result = run_cell(study, arm, budget, seed, cell_folder(output_dir, arm, budget, seed))
         if accelerator.is_main_process:
-            _say(_describe_cell(result, number, len(cells)))
+            _say(_describe_cell(result, study.metrics.names[0], number, len(cells)))
     if accelerator.is_main_process:
-        write_json(output_dir / COMPARISON_FILE, compare(read_cells(output_dir, arms, budgets, seeds)))
+        finished = read_cells(output_dir, arms, budgets, seeds, study.metrics, study.labels)
+        write_json(output_dir / COMPARISON_FILE, compare(finished, study.metrics.names))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -92,12 +93,12 @@ def _describe(study: Study, num_cells: int, output_dir: Path) -> str:
     )
 
 
-def _describe_cell(result: Mapping[str, Any], number: int, num_cells: int) -> str:
+def _describe_cell(result: Mapping[str, Any], metric: str, number: int, num_cells: int) -> str:
     validation, kept = result["metrics"]["validation"], result["best_epoch"]
     state = f"epoch {kept} kept" if kept else "last state kept"
     return (
         f"{number} of {num_cells} done: {result['arm']}, budget {result['budget']}, seed {result['seed']}: "
-        f"validation accuracy {validation['accuracy']:.3f}, {state}, {result['cost']['wall_seconds']:.0f} s"
+        f"validation {metric} {validation[metric]:.3f}, {state}, {result['cost']['wall_seconds']:.0f} s"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hf_transfer.evaluation.metrics import weighted_metrics
+from hf_transfer.evaluation.metrics import Metrics, Predictions
 
 NUM_RESAMPLES = 2000
 CHUNK = 250
@@ -26,26 +26,26 @@ class Estimate:
     """"rows" (one seed: other test rows) or "seeds+rows" (another training draw, too)."""
 
 
-def resample_metrics(references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+def resample_metrics(metrics: Metrics, predicted: Predictions) -> dict[str, np.ndarray]:
     """Give each metric on `NUM_RESAMPLES` bootstrap samples of the test rows (Efron & Tibshirani 1993, chapter 13).
 
     The samples are the same for every call with as many rows, so differences between arms are paired.
 
     Args:
-        references: Class ids, (B,).
-        predictions: Class ids, (B,).
-        probabilities: (B, C).
+        metrics: Of the task.
+        predicted: The test rows and what a model says of them.
 
     Returns:
         Metric -> values, (NUM_RESAMPLES,).
     """
-    num_rows = len(references)
+    num_rows = predicted.num_rows
+    counts = metrics.count(predicted)
     rng = np.random.default_rng(RESAMPLING_SEED)
     chunks = []
     for _ in range(NUM_RESAMPLES // CHUNK):
         drawn = rng.integers(num_rows, size=(CHUNK, num_rows)) + num_rows * np.arange(CHUNK)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=CHUNK * num_rows).reshape(CHUNK, num_rows).astype(np.float64)
-        chunks.append(weighted_metrics(references, predictions, probabilities, weights))
+        chunks.append(metrics.divide(weights @ counts))
     return {metric: np.concatenate([chunk[metric] for chunk in chunks]) for metric in chunks[0]}
 
 

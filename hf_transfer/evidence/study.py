@@ -2,22 +2,24 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, check_classes, draw, fix_test
+from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_splits
-from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
+from hf_transfer.errors import ConfigError, first_line
+from hf_transfer.evaluation.metrics import METRICS, Metrics
 from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.tuning import apply_tuning
-from hf_transfer.recipe import Arm, Recipe
+from hf_transfer.recipe import Arm, Recipe, Task
 from hf_transfer.tasks import functions_of
+from hf_transfer.tasks.items import EncodedRow, Layout, Window, lay_out
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Rows:
     """Labelled rows beside their encoding."""
 
     examples: Examples
-    encoded: list[np.ndarray]
-    """(B,) rows of ids, each (L_i,)."""
+    encoded: list[EncodedRow]
+    """(B,)."""
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -35,12 +37,23 @@ class Rows:
         """Give the rows at `positions`, in that order."""
         return Rows(self.examples.take(positions), [self.encoded[position] for position in positions])
 
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Their windows and items, laid out."""
+        return lay_out(self.encoded)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Class ids of all items, (M,)."""
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self.examples.labels])
+
 
 @dataclass(frozen=True)
 class Study:
     """Data, architecture and devices of one run."""
 
     recipe: Recipe
+    """Its task names every column it reads."""
     labels: list[str]
     """(C,), by class id."""
     corpus: Corpus
@@ -59,6 +72,11 @@ class Study:
         """The task's functions."""
         return functions_of(self.recipe.task)
 
+    @property
+    def metrics(self) -> Metrics:
+        """The task's metrics."""
+        return METRICS[self.recipe.task.kind]
+
     def draw(self, budget: Budget, seed: int) -> tuple[Rows, Rows]:
         """Draw the training and validation rows of a budget and seed."""
         train, validation = draw(self.corpus, budget, seed)
@@ -69,7 +87,7 @@ class Study:
 
     @property
     def collate(self) -> Collate:
-        """Rows -> forward arguments."""
+        """Windows -> forward arguments."""
         return functools.partial(self.task.collate, tokenizer=self.architecture.checkpoint.tokenizer)
 
 
@@ -101,6 +119,7 @@ def prepare_study(
     assert recipe.data.source is not None
     task = functions_of(recipe.task)
     checkpoint = open_checkpoint(recipe.checkpoint, local_files_only)
+    checkpoint = replace(checkpoint, tokenizer=task.prepare_tokenizer(checkpoint.tokenizer))
     max_length = recipe.task.max_length
     if checkpoint.max_length is not None and max_length > checkpoint.max_length:
         raise ConfigError(
@@ -108,10 +127,15 @@ def prepare_study(
             f"take --max-length {checkpoint.max_length}"
         )
     splits = load_splits(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
-    labels, examples = task.read(splits, recipe.columns, recipe.data.label_names)
-    _check_class_weights(recipe, labels)
+    columns = task.choose_columns(recipe.columns, splits["train"].column_names)
+    labels, examples = task.read(splits, columns, recipe.data.label_names, recipe.task)
+    recipe = _with_columns(recipe, columns)
+    if isinstance(recipe.training.class_weights, dict):
+        task.class_weights(recipe.training.class_weights, labels)
     corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
-    check_classes(corpus, labels)
+    task.check_labels(corpus, labels)
+    if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
+        raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
     for budget in budgets:
         check_budget(corpus, budget)
         for seed in seeds:
@@ -119,10 +143,10 @@ def prepare_study(
     architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout)
     for name in arms:
         check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE)
-    check_max_length(architecture, task, max_length)
+    check_max_length(architecture, recipe.task)
 
     def encode(rows: Examples) -> Rows:
-        return Rows(rows, task.encode(checkpoint.tokenizer, rows.inputs, max_length))
+        return Rows(rows, task.encode(checkpoint.tokenizer, rows.inputs, recipe.task))
 
     return Study(
         recipe=recipe,
@@ -148,22 +172,28 @@ def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: s
     return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
 
 
-def check_max_length(architecture: Architecture, task: ModuleType, max_length: int) -> None:
+def check_max_length(architecture: Architecture, task: Task) -> None:
     """Forward one row of `max_length` tokens: what a config and a tokenizer say of it is not always true (RoBERTa's positions start at 2).
 
     Raises:
         ConfigError: The model cannot read that many.
     """
     checkpoint = architecture.checkpoint
-    # Encoded like any text: some architectures look for their special tokens.
-    row = task.encode(checkpoint.tokenizer, ["a " * max_length], max_length)[0]
+    windows = longest_windows(architecture, task, 1)
     try:
         with torch.inference_mode():
-            build_model(architecture, "scratch", seed=0).eval()(**task.collate([row], checkpoint.tokenizer))
+            build_model(architecture, "scratch", seed=0).eval()(**functions_of(task).collate(windows, checkpoint.tokenizer))
     except (IndexError, RuntimeError) as error:
         raise ConfigError(
-            f"checkpoint {checkpoint.name} cannot read max_length {max_length} tokens ({first_line(error)}): lower --max-length"
+            f"checkpoint {checkpoint.name} cannot read max_length {task.max_length} tokens ({first_line(error)}): lower --max-length"
         ) from None
+
+
+def longest_windows(architecture: Architecture, task: Task, num_windows: int) -> list[Window]:
+    """Give windows of `max_length` tokens, encoded like any text: some architectures look for their special tokens."""
+    functions = functions_of(task)
+    row = functions.encode(architecture.checkpoint.tokenizer, [functions.long_input(task.max_length)], task)[0]
+    return [row[0]] * num_windows
 
 
 def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None:
@@ -177,7 +207,6 @@ def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None
     apply_tuning(build_meta_model(architecture), architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
 
 
-def _check_class_weights(recipe: Recipe, labels: Sequence[str]) -> None:
-    weights = recipe.training.class_weights
-    if isinstance(weights, dict) and (unknown := sorted(set(weights) - set(labels))):
-        raise ConfigError(f"class_weights names '{unknown[0]}', labels are {listed(labels)}{did_you_mean(unknown[0], labels)}")
+def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:
+    """Give the recipe whose task names the columns that were read, so that a saved model and a repeated run know them."""
+    return recipe.override({f"task.{role}": column for role, column in columns.items() if hasattr(recipe.task, role)})

@@ -82,17 +82,17 @@ def open_checkpoint(name: str, local_files_only: bool = False, revision: str | N
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {first_line(error)}") from None
-    tokenizer = load_tokenizer(folder, name)
+    tokenizer = load_tokenizer(folder, name, config)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     return Checkpoint(name, folder, config, tokenizer)
 
 
-def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """Load a folder's tokenizer.
+def load_tokenizer(folder: Path, name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """Load a folder's tokenizer, which gives token types only to a model that knows them.
 
     Raises:
-        CheckpointError: There is none, or it cannot pad.
+        CheckpointError: There is none, it cannot pad, or it cannot say which token belongs to which word.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -107,6 +107,13 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token_id is None:
             raise CheckpointError(f"the tokenizer of checkpoint {name} has neither a padding nor an end token: batches cannot be padded")
         tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"the tokenizer of checkpoint {name} ({type(tokenizer).__name__}) has no tokenizer.json and cannot say which token belongs to "
+            "which word: take a checkpoint with one"
+        )
+    if (getattr(config, "type_vocab_size", None) or 0) < 2:
+        tokenizer.model_input_names = [argument for argument in tokenizer.model_input_names if argument != "token_type_ids"]
     return tokenizer
 
 

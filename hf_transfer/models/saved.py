@@ -22,7 +22,7 @@ from hf_transfer.models.checkpoint import (
     sha256_of_weights,
 )
 from hf_transfer.models.tuning import quiet_peft
-from hf_transfer.recipe import Task, read_yaml
+from hf_transfer.recipe import Task, read_yaml, task_from_dict
 from hf_transfer.tasks import functions_of
 
 
@@ -52,7 +52,7 @@ class SavedModel:
     @property
     def task(self) -> Task:
         """The task it was trained for."""
-        return Task(**self.sidecar.task)
+        return task_from_dict(self.sidecar.task)
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sidecar: Sidecar, folder: Path) -> None:
@@ -86,9 +86,8 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     if not (folder / SIDECAR_FILE).exists():
         raise CheckpointError(f"{name} holds no {SIDECAR_FILE}: expected the model/ folder of a run, or what was pushed from one")
     sidecar = Sidecar(**read_json(folder / SIDECAR_FILE))
-    task = Task(**sidecar.task)
-    tokenizer = load_tokenizer(folder, name)
-    auto_model = functions_of(task).AUTO_MODEL
+    functions = functions_of(task_from_dict(sidecar.task))
+    auto_model = functions.AUTO_MODEL
     if (folder / "adapter_config.json").exists():
         checkpoint = open_checkpoint(str(base or _find_base(folder, sidecar)), _cache_only(str(base)) if base else True)
         if checkpoint.sha256 != sidecar.base_sha256:
@@ -103,6 +102,7 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     else:
         with quiet_loading():
             model = auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    tokenizer = functions.prepare_tokenizer(load_tokenizer(folder, name, model.config))
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return SavedModel(model.eval(), tokenizer, sidecar)

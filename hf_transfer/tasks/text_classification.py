@@ -1,26 +1,36 @@
-"""Text classification: a text in, one of C labels out."""
+"""Text classification: a text, or a pair of texts, in; one of C labels out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from hf_transfer.data.batches import pad
 from hf_transfer.data.labels import read_labels
-from hf_transfer.data.roles import Examples
+from hf_transfer.data.roles import Corpus, Examples, check_classes
 from hf_transfer.data.sources import select_roles
-from hf_transfer.errors import DataError, listed
+from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
+from hf_transfer.recipe import TextClassification
+from hf_transfer.tasks.items import EncodedRow, Window
 
 AUTO_MODEL = AutoModelForSequenceClassification
 PEFT_TASK_TYPE = "SEQ_CLS"
+MANY_ITEMS = False
+
+CHUNK = 1000
+"""Rows tokenised at once: a text is tokenised whole before it is cut, and the tokenizer keeps a hundred bytes a token."""
+
+
+def choose_columns(columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+    """Give the role -> column that the data fills: `text_pair` joins where the data has a column of that name."""
+    return {**columns, "text_pair": "text_pair"} if "text_pair" not in columns and "text_pair" in found else dict(columns)
 
 
 def read(
-    splits: Mapping[str, Dataset], columns: Mapping[str, str], label_names: Sequence[str] | None
+    splits: Mapping[str, Dataset], columns: Mapping[str, str], label_names: Sequence[str] | None, task: TextClassification
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read texts and labels.
 
@@ -28,9 +38,10 @@ def read(
         splits: Split -> dataset as loaded.
         columns: Role -> column.
         label_names: Names of the classes, or None to take the data's.
+        task: Says what is replaced in a text.
 
     Returns:
-        Label names, (C,), and split -> examples, None for a split without labels.
+        Label names, (C,), and split -> examples, None for a split without labels. An input is a text, or a pair of them.
 
     Raises:
         DataError: A column, a text or a label is missing or wrong; names the row.
@@ -41,49 +52,191 @@ def read(
     examples: dict[str, Examples | None] = {}
     for split, dataset in selected.items():
         labels = ids[split]
-        texts = None if labels is None else _texts(split, dataset["text"][:])
-        examples[split] = None if texts is None or labels is None else Examples(np.arange(len(texts)), texts, labels)
+        if labels is None:
+            examples[split] = None
+            continue
+        texts: list[Any] = _texts(split, "text", dataset["text"][:], task)
+        if "text_pair" in columns:
+            seconds = _texts(split, "text_pair", dataset["text_pair"][:], task)
+            _check_pairs(split, texts, seconds)
+            texts = list(zip(texts, seconds, strict=True))
+        examples[split] = Examples(np.arange(len(texts)), texts, list(labels[:, None]), strata=labels)
     return names, examples
 
 
-def _texts(split: str, values: list[Any]) -> list[str]:
+def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
+    """Refuse data of one class, and labels that training lacks.
+
+    Raises:
+        DataError: Names the labels.
+    """
+    check_classes(corpus, names)
+
+
+def class_weights(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    """Give the weight of each class, (C,) float64, from weights by label name; others 1.
+
+    Raises:
+        ConfigError: There is no such label.
+    """
+    if unknown := sorted(set(weights) - set(names)):
+        raise ConfigError(f"class_weights names '{unknown[0]}', labels are {listed(names)}{did_you_mean(unknown[0], names)}")
+    return np.array([weights.get(name, 1.0) for name in names])
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give the tokenizer as it is."""
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Any], task: TextClassification) -> list[EncodedRow]:
+    """Turn texts or pairs into token ids, special tokens included, cut to `task.max_length` as `task.keep` says.
+
+    Returns:
+        One window a row, each of one token at least.
+    """
+    return [
+        row
+        for start in range(0, len(inputs), CHUNK)
+        for row in _encode_chunk(tokenizer, inputs[start : start + CHUNK], task.max_length, task.keep)
+    ]
+
+
+def collate(windows: Sequence[Window], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Pad windows into the model's arguments: `input_ids`, `attention_mask` and, for pairs, `token_type_ids`, (B, L) int64."""
+    ids, mask = pad([window.ids for window in windows], tokenizer.pad_token_id)
+    arguments = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    types = [window.types for window in windows if window.types is not None]
+    if types:
+        arguments["token_type_ids"] = torch.from_numpy(pad(types, 0)[0])
+    return arguments
+
+
+def item_logits(logits: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
+    """Give the logits of each item, (M, C): a text is one item."""
+    return logits
+
+
+def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Give the likeliest class id of each text, (M,), from probabilities (M, C)."""
+    return probabilities.argmax(axis=1)
+
+
+def long_input(num_tokens: int) -> str:
+    """Give a text of at least as many tokens."""
+    return "a " * num_tokens
+
+
+def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
+    """Clean what a user wants predicted as the training texts were.
+
+    Raises:
+        ConfigError: It is no list of texts, or of pairs for a model of pairs.
+    """
+    pairs = task.text_pair is not None
+    expected = "a list of pairs (text, second text)" if pairs else "a list of texts"
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"predict takes {expected}, found {type(values).__name__}: predict([{'(text, second)' if pairs else 'text'}])")
+    cleaned: list[Any] = []
+    for index, value in enumerate(values):
+        texts = list(value) if pairs and isinstance(value, (tuple, list)) else [value]
+        if len(texts) != 1 + pairs or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"predict takes {expected}, found {type(value).__name__} at position {index}")
+        texts = [_clean(text, task) for text in texts]
+        cleaned.append(tuple(texts) if pairs else texts[0])
+    return cleaned
+
+
+def to_answers(
+    values: Sequence[Any],
+    inputs: Sequence[Any],
+    probabilities: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Give `{"label", "score" (its probability), "probabilities" (label -> probability)}` for each text.
+
+    Args:
+        values: What the user passed, (B,).
+        inputs: What `to_inputs` made of it, (B,).
+        probabilities: (B,) of (1, C).
+        predictions: Class ids, (B,) of (1,).
+        names: Label names, (C,).
+    """
+    return [
+        {"label": names[chosen], "score": float(of_row[0, chosen]), "probabilities": dict(zip(names, map(float, of_row[0]), strict=True))}
+        for of_row, (chosen,) in zip(probabilities, predictions, strict=True)
+    ]
+
+
+def _texts(split: str, role: str, values: list[Any], task: TextClassification) -> list[str]:
     wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
     other = next((values[row] for row in wrong if values[row] is not None and values[row] == values[row]), None)
     if other is not None:
-        raise DataError(f"the text column of the {split} data holds {type(other).__name__} ({other!r}), expected text: name another column")
+        raise DataError(
+            f"the {role} column of the {split} data holds {type(other).__name__} ({other!r}), expected text: name another column"
+        )
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {len(values)} {split} rows have no text (row {listed(wrong, 5)}: {values[wrong[0]]!r}): expected text, "
+            f"{len(wrong)} of {len(values)} {split} rows have no {role} (row {listed(wrong, 5)}: {values[wrong[0]]!r}): expected text, "
             "an empty one where there is nothing to say; remove or fill these rows"
         )
-    return [value.strip() for value in values]
+    return [_clean(value, task) for value in values]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
-    """Turn texts into token ids, special tokens included, cut at `max_length`.
+def _check_pairs(split: str, texts: Sequence[str], seconds: Sequence[str]) -> None:
+    halves = [row for row, (text, second) in enumerate(zip(texts, seconds, strict=True)) if bool(text) != bool(second)]
+    if halves:
+        side = "second text" if texts[halves[0]] else "first text"
+        raise DataError(
+            f"{len(halves)} of {len(texts)} {split} rows are pairs with one side empty (row {listed(halves, 5)}; row {halves[0]} lacks its "
+            f"{side}): fill both sides, or remove these rows"
+        )
 
-    Returns:
-        Ids of each text, (L_i,) int32, one at least.
-    """
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False)
+
+def _clean(text: str, task: TextClassification) -> str:
+    for old, new in task.replace.items():
+        text = text.replace(old, new)
+    return text.strip()
+
+
+def _encode_chunk(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Any], max_length: int, keep: str) -> list[EncodedRow]:
+    pairs = isinstance(inputs[0], tuple)
+    columns = [list(column) for column in zip(*inputs, strict=True)] if pairs else [list(inputs)]
+    encoded = tokenizer(*columns, return_attention_mask=False, verbose=False)
     # Tokenizers without special tokens leave nothing of an empty text, which is predicted like any other.
     nothing = [tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
-    return [np.array(ids or nothing, dtype=np.int32) for ids in encoded["input_ids"]]
+    rows: list[EncodedRow] = []
+    for index, row_ids in enumerate(encoded["input_ids"]):
+        ids = np.array(row_ids or nothing, dtype=np.int32)
+        types = np.array(encoded["token_type_ids"][index], dtype=np.int32) if pairs and "token_type_ids" in encoded else None
+        if len(ids) > max_length:
+            kept = _kept(encoded.sequence_ids(index), max_length, keep)
+            ids, types = ids[kept], None if types is None else types[kept]
+        rows.append((Window(ids, items=np.zeros(1, dtype=np.int64), types=types),))
+    return rows
 
 
-def collate(rows: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """Pad rows of ids into the model's arguments: `input_ids` and `attention_mask`, (B, L) int64."""
-    ids, mask = pad(rows, tokenizer.pad_token_id)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+def _kept(text_of: Sequence[int | None], max_length: int, keep: str) -> np.ndarray:
+    """Give the positions that stay of a row that is too long: its special tokens and, of each text, what `keep` says.
+
+    Of a pair, the longer text gives way first. "both" keeps a quarter of the room for the head: 128 of 512 did best in Sun et al.
+    2019, section 5.3 (https://arxiv.org/abs/1905.05583).
+    """
+    sides = np.array([-1 if side is None else side for side in text_of])
+    texts = [np.flatnonzero(sides == side) for side in range(sides.max() + 1)]
+    special = np.flatnonzero(sides == -1)
+    room = max(0, max_length - len(special))
+    sizes = [len(texts[0])] if len(texts) == 1 else _share(room, len(texts[0]), len(texts[1]))
+    kept = [special[:max_length]]
+    for positions, size in zip(texts, sizes, strict=True):
+        size = min(size, room)
+        head = {"head": size, "tail": 0, "both": size // 4}[keep]
+        kept += [positions[:head], positions[len(positions) - (size - head) :]]
+    return np.sort(np.concatenate(kept))
 
 
-def row_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Give each row's cross-entropy in nats, (B,), from logits (B, C) and class ids (B,)."""
-    return functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Give class probabilities (B, C) float32 from logits (B, C)."""
-    return torch.softmax(torch.from_numpy(logits).float(), dim=-1).numpy()
+def _share(room: int, first: int, second: int) -> list[int]:
+    """Share room between two texts: the shorter one whole where it takes no more than half."""
+    short = min(first, second, room // 2)
+    return [short, room - short] if first < second else [room - short, short]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,28 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_transfer.errors import TrainingError
-from hf_transfer.evaluation.prediction import Collate
+from hf_transfer.evaluation.prediction import Collate, ItemLogits
 from hf_transfer.models.tuning import set_training_mode
+from hf_transfer.tasks.items import Layout, item_losses
 from hf_transfer.training.optimization import rate_factor, set_learning_rate
 from hf_transfer.training.plan import MicroBatch, UpdatePlan
 from hf_transfer.training.progress import Progress
 
-RowLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Validate = Callable[[nn.Module], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the windows of a training are made of."""
+
+    layout: Layout
+    labels: np.ndarray
+    """Class ids of all items, (M,) int64."""
+    weights: np.ndarray
+    """(M,) float32: what each item's loss counts."""
+    collate: Collate
+    item_logits: ItemLogits
+    label_smoothing: float = 0.0
 
 
 @dataclass
@@ -44,11 +58,8 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     plan: UpdatePlan,
-    rows: Sequence[np.ndarray],
-    labels: np.ndarray,
+    batches: Batches,
     *,
-    collate: Collate,
-    row_losses: RowLosses,
     validate: Validate,
     accelerator: Accelerator,
     learning_rate: float,
@@ -61,17 +72,14 @@ def train(
 ) -> Training:
     """Train a model through every update of a plan.
 
-    The loss of an update is sum(w * l) / sum(w) over its rows on all processes and micro-batches, never a mean of means. After every
+    The loss of an update is sum(w * l) / sum(w) over its items on all processes and micro-batches, never a mean of means. After every
     epoch the model is validated; the trainable state with the lowest validation loss (the later of equals) is restored at the end.
 
     Args:
         model: Model with its trainable parameters marked; prepared by `accelerator` here.
         optimizer: Over those parameters.
         plan: Which rows make which update.
-        rows: Encoded training rows, each (L_i,).
-        labels: Class ids, (N,).
-        collate: Rows -> forward arguments.
-        row_losses: Logits and labels -> losses, (B,).
+        batches: What its windows are made of.
         validate: Unwrapped model -> validation metrics with `loss`.
         accelerator: Device, processes and precision.
         learning_rate: Peak.
@@ -99,20 +107,20 @@ def train(
                 epoch_loss = epoch_weight = 0.0
             rate = learning_rate * rate_factor(update, plan.num_updates, warmup_fraction, schedule)
             set_learning_rate(optimizer, rate)
-            loss = _forward_backward(model, plan, update, rows, labels, collate, row_losses, accelerator)
+            loss = _forward_backward(model, plan, update, batches, accelerator)
             norm = accelerator.clip_grad_norm_(list(trainable.values()), math.inf if max_grad_norm is None else max_grad_norm)
             _check_finite(loss, norm, update, plan, title, scaled=accelerator.scaler is not None)
             optimizer.step()
             optimizer.zero_grad()
 
-            updated, weight = plan.rows_of(update), plan.weight_of(update)
-            num_tokens = int(plan.lengths[updated].sum())
+            num_rows, weight = len(plan.rows_of(update)), plan.weight_of(update)
+            num_tokens = int(plan.lengths[plan.windows_of(update)].sum())
             done.updates = update + 1
-            done.rows_seen += len(updated)
+            done.rows_seen += num_rows
             done.tokens_seen += num_tokens
             done.train_seconds += time.perf_counter() - started
             epoch_loss, epoch_weight = epoch_loss + loss * weight, epoch_weight + weight
-            progress.advance(len(updated), num_tokens, done.train_seconds)
+            progress.advance(num_rows, num_tokens, done.train_seconds)
 
             if (update + 1) % plan.updates_per_epoch == 0:
                 epoch = plan.epoch_of(update) + 1
@@ -164,10 +172,7 @@ def _forward_backward(
     model: nn.Module,
     plan: UpdatePlan,
     update: int,
-    rows: Sequence[np.ndarray],
-    labels: np.ndarray,
-    collate: Collate,
-    row_losses: RowLosses,
+    batches: Batches,
     accelerator: Accelerator,
 ) -> float:
     """Accumulate the gradient of one update; processes are synchronised with the last micro-batch.
@@ -182,10 +187,13 @@ def _forward_backward(
 
     def backward(micro_batch: MicroBatch) -> None:
         torch.manual_seed(plan.dropout_seed(update, micro_batch))
-        arguments = collate([rows[row] for row in micro_batch.rows])
-        logits = model(**{name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in arguments.items()}).logits
-        losses = row_losses(logits, torch.from_numpy(labels[micro_batch.rows]).to(accelerator.device))
-        loss = (losses * torch.from_numpy(micro_batch.weights).to(accelerator.device)).sum() * scale
+        windows = [batches.layout.windows[window] for window in micro_batch.windows]
+        items = np.concatenate([batches.layout.items[window] for window in micro_batch.windows])
+        arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batches.collate(windows).items()}
+        labels, weights = (torch.from_numpy(values[items]).to(accelerator.device) for values in (batches.labels, batches.weights))
+        logits = batches.item_logits(model(**arguments).logits, windows)
+        losses = item_losses(logits, labels, batches.label_smoothing)
+        loss = (losses * weights).sum() * (0.0 if micro_batch.is_filler else scale)
         total.add_(loss.detach())
         accelerator.backward(loss)
 

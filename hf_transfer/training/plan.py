@@ -5,7 +5,7 @@ and a run resumes from a seed and an update number.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,22 +14,22 @@ from hf_transfer.data.batches import cut, deal
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward and backward."""
+    """Windows of one forward and backward."""
 
-    rows: np.ndarray
-    """(B,) positions in the training rows."""
-    weights: np.ndarray
-    """(B,) float32: what each row's loss counts; 0 in a filler."""
+    windows: np.ndarray
+    """(B,) positions among the training rows' windows."""
+    is_filler: bool = False
+    """Forwarded with weight 0, because another process has one micro-batch more."""
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """Rows of every update of one training."""
+    """Rows of every update of one training. A row is one window; a long document of words is several, all in the same update."""
 
     lengths: np.ndarray
-    """(N,) tokens of each training row."""
+    """(W,) tokens of each window."""
     weights: np.ndarray
-    """(N,) float32: what each row's loss counts."""
+    """(W,) float64: what each window's items count in the loss together."""
     batch_size: int
     """Rows per update, over all processes."""
     num_epochs: int
@@ -37,11 +37,29 @@ class UpdatePlan:
     """Padded tokens a micro-batch may hold."""
     seed: int
     num_processes: int = 1
+    row_of_window: np.ndarray | None = None
+    """(W,) rising row positions; None = every window is a row."""
+    balance: np.ndarray | None = None
+    """(N,) class of each row: an epoch then draws all classes alike; None = an epoch is every row once."""
+    _drawn: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The rows of the epoch asked for last, in order."""
+
+    @functools.cached_property
+    def _first_window(self) -> np.ndarray:
+        """The windows of row i are `_first_window[i]` up to `_first_window[i + 1]`, (N + 1,)."""
+        if self.row_of_window is None:
+            return np.arange(len(self.lengths) + 1)
+        return np.searchsorted(self.row_of_window, np.arange(self.row_of_window[-1] + 2))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self._first_window) - 1
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates that cover every row once; the last may hold fewer rows."""
-        return -(-len(self.lengths) // self.batch_size)
+        """Updates that hold an epoch's rows; the last may hold fewer."""
+        return -(-self.num_rows // self.batch_size)
 
     @property
     def num_updates(self) -> int:
@@ -53,36 +71,63 @@ class UpdatePlan:
         return update // self.updates_per_epoch
 
     def rows_of(self, update: int) -> np.ndarray:
-        """Give the rows of an update over all processes, in the order of the epoch's shuffle."""
+        """Give the rows of an update over all processes, in the order of the epoch's draw."""
         epoch, place = divmod(update, self.updates_per_epoch)
-        order = _epoch_order(self.seed, epoch, len(self.lengths))
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        return self._epoch_rows(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def windows_of(self, update: int) -> np.ndarray:
+        """Give the windows of an update over all processes."""
+        return np.concatenate([np.arange(self._first_window[row], self._first_window[row + 1]) for row in self.rows_of(update)])
 
     def weight_of(self, update: int) -> float:
-        """Give the sum of weights over the update's rows: what its summed loss is divided by."""
-        return float(self.weights[self.rows_of(update)].sum(dtype=np.float64))
+        """Give the sum of weights over the update's items: what its summed loss is divided by."""
+        return float(self.weights[self.windows_of(update)].sum(dtype=np.float64))
 
     def micro_batches(self, update: int, process: int) -> list[MicroBatch]:
-        """Give one process's micro-batches of an update, longest rows first.
+        """Give one process's micro-batches of an update, longest windows first.
 
-        Rows are dealt to the processes first, balanced by tokens, then cut. Every process gets the same number; one that runs short
-        forwards a real row with weight 0 (without it DDP desynchronises silently, and FSDP2 blocks).
+        Windows are dealt to the processes first, balanced by tokens, then cut. Every process gets the same number; one that runs short
+        forwards a real window with weight 0 (without it DDP desynchronises silently, and FSDP2 blocks).
         """
-        rows = self.rows_of(update)
-        shares = [rows[positions] for positions in deal(self.lengths[rows], self.num_processes)]
+        windows = self.windows_of(update)
+        shares = [windows[positions] for positions in deal(self.lengths[windows], self.num_processes)]
         pieces = [[share[piece] for piece in cut(self.lengths[share], self.max_tokens)] for share in shares]
-        shortest = rows[[np.argmin(self.lengths[rows])]]
+        shortest = windows[[np.argmin(self.lengths[windows])]]
         num_fillers = max(map(len, pieces)) - len(pieces[process])
-        return [MicroBatch(piece, self.weights[piece]) for piece in pieces[process]] + [
-            MicroBatch(shortest, np.zeros(1, dtype=np.float32)) for _ in range(num_fillers)
-        ]
+        return [MicroBatch(piece) for piece in pieces[process]] + [MicroBatch(shortest, is_filler=True)] * num_fillers
 
     def dropout_seed(self, update: int, micro_batch: MicroBatch) -> int:
-        """Give the seed torch is set to before a micro-batch: by update and smallest row, so dropout needs no saved generator."""
-        sequence = np.random.SeedSequence([self.seed, 2, update, int(micro_batch.rows.min())])
+        """Give the seed torch is set to before a micro-batch: by update and first window, so dropout needs no saved generator."""
+        sequence = np.random.SeedSequence([self.seed, 2, update, int(micro_batch.windows.min())])
         return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
+    def _epoch_rows(self, epoch: int) -> np.ndarray:
+        if epoch not in self._drawn:
+            self._drawn.clear()
+            rng = np.random.default_rng([self.seed, 1, epoch])
+            rows = np.arange(self.num_rows) if self.balance is None else _draw_alike(self.balance, rng)
+            self._drawn[epoch] = rows[rng.permutation(len(rows))]
+        return self._drawn[epoch]
 
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1, epoch]).permutation(num_rows)
+
+def _draw_alike(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw as many rows as there are, each class the same number (but one, where that does not come out even).
+
+    A class with too few rows gives each of them as often as any other (but one), one with too many gives some of them, another lot each
+    epoch: random oversampling and undersampling (Japkowicz & Stephen 2002, https://doi.org/10.3233/IDA-2002-6504).
+
+    Args:
+        classes: Class of each row, (N,).
+        rng: Draws them.
+
+    Returns:
+        Row positions, (N,).
+    """
+    found = rng.permutation(np.unique(classes))
+    quotas = len(classes) // len(found) + (np.arange(len(found)) < len(classes) % len(found))
+    drawn = []
+    for name, quota in zip(found, quotas, strict=True):
+        members = np.flatnonzero(classes == name)
+        rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
+        drawn.append(np.concatenate([*rounds, members[:0]])[:quota])
+    return np.concatenate(drawn)

@@ -9,7 +9,8 @@ def examples(labels: list[int] | np.ndarray, inputs: list[str] | None = None) ->
     return Examples(
         np.arange(len(labels)),
         inputs or [f"text {index}" for index in range(len(labels))],
-        np.array(labels, dtype=np.int64),
+        list(np.array(labels, dtype=np.int64)[:, None]),
+        strata=np.array(labels, dtype=np.int64),
     )
 
 
@@ -30,7 +31,7 @@ def corpus_of(train: Examples, validation: Examples | None = None) -> Corpus:
 @pytest.mark.parametrize("seed", range(5))
 def test_budgets_hold_exactly_their_rows_and_nest(seed: int) -> None:
     corpus = corpus_of(skewed(seed=seed))
-    num_classes = len(np.unique(corpus.train.labels))
+    num_classes = len(np.unique(corpus.train.strata))
     train_before: set[int] = set()
     validation_before: set[int] = set()
     for budget in [2 * num_classes, 15, 37, 128, 300, 599, 600, "all"]:
@@ -39,7 +40,7 @@ def test_budgets_hold_exactly_their_rows_and_nest(seed: int) -> None:
         assert not set(train) & set(validation)
         assert train_before <= set(train)
         assert validation_before <= set(validation)
-        assert set(corpus.train.labels[train]) == set(corpus.train.labels), "every class trains"
+        assert set(corpus.train.strata[train]) == set(corpus.train.strata), "every class trains"
         texts = [corpus.train.inputs[row] for row in train]
         assert not set(texts) & {corpus.train.inputs[row] for row in validation}, "duplicates share a role"
         train_before, validation_before = set(train), set(validation)

@@ -117,7 +117,8 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
         ("x.jsonl", b'{"a": 123456789012345678901234567890}\n', "make no table"),
         ("x.jsonl", b'{"a": "\\ud800"}\n', "make no table"),
         ("x.parquet", b"no parquet", "no readable Parquet"),
-        ("x.txt", b"hello", "expected one of .csv"),
+        ("x.xlsx", b"hello", "expected one of .csv"),
+        ("x.txt", b"hello", "line 1 has 1 .*expected a word and its tag"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -5,7 +5,18 @@ import pytest
 from sklearn import metrics as sk
 
 from hf_transfer.evaluation.evaluate_metrics import Accuracy, ExpectedCalibrationError, MacroF1, MatthewsCorrelation
-from hf_transfer.evaluation.metrics import classification_metrics, weighted_metrics
+from hf_transfer.evaluation.metrics import METRICS, Predictions
+
+METRIC = METRICS["text-classification"]
+
+
+def classification_metrics(references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    return METRIC.of(predicted(references, predictions, probabilities))
+
+
+def predicted(references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    labels = [str(index) for index in range(probabilities.shape[1])]
+    return Predictions(labels, references, predictions, probabilities, np.arange(len(references) + 1))
 
 
 def rows(seed: int, num_rows: int = 200, num_classes: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,7 +48,7 @@ def test_metrics_are_scikit_learns(seed: int) -> None:
 def test_weights_are_repetitions() -> None:
     references, predictions, probabilities = rows(1)
     weights = np.random.default_rng(5).integers(0, 4, size=(3, 200))
-    weighted = weighted_metrics(references, predictions, probabilities, weights.astype(float))
+    weighted = METRIC.divide(weights @ METRIC.count(predicted(references, predictions, probabilities)))
     for index, counts in enumerate(weights):
         repeated = np.repeat(np.arange(200), counts)
         plain = classification_metrics(references[repeated], predictions[repeated], probabilities[repeated])

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,23 +8,26 @@ from transformers import AutoModelForSequenceClassification
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.models.build import build_model, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.recipe import TextClassification
 from hf_transfer.tasks import text_classification as task
+from hf_transfer.tasks.items import Window, lay_out
 from tests.conftest import make_rows
 
 
 def test_order_is_kept_whatever_the_micro_batches(tiny_bert: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_bert))
     model = build_model(inspect(checkpoint, AutoModelForSequenceClassification, ["a", "b"]), "scratch", 0)
-    rows = task.encode(checkpoint.tokenizer, [row["text"] for row in make_rows(40)] + ["", "bread " * 200], 64)
-    assert (len(rows[40]), len(rows[41])) == (2, 64), "an empty text has its special tokens, a long one is cut"
+    texts = [row["text"] for row in make_rows(40)] + ["", "bread " * 200]
+    layout = lay_out(task.encode(checkpoint.tokenizer, texts, TextClassification(max_length=64)))
+    assert layout.lengths[40:].tolist() == [2, 64], "an empty text has its special tokens, a long one is cut"
 
-    def collate(picked: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    def collate(picked: Sequence[Window]) -> dict[str, torch.Tensor]:
         return task.collate(picked, checkpoint.tokenizer)
 
     with torch.no_grad():
-        alone = np.concatenate([model.eval()(**collate([row])).logits.numpy() for row in rows])
+        alone = np.concatenate([model.eval()(**collate([row])).logits.numpy() for row in layout.windows])
     for max_tokens in (1, 100, 10_000):
-        found = predict_logits(model, rows, collate, max_tokens)
+        found = predict_logits(model, layout, collate, task.item_logits, max_tokens)
         assert found.dtype == np.float32
         assert np.abs(found - alone).max() < 1e-5
 
@@ -31,4 +35,5 @@ def test_order_is_kept_whatever_the_micro_batches(tiny_bert: Path) -> None:
 def test_an_empty_text_is_a_row_even_without_special_tokens(tiny_bert: Path) -> None:
     tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
     tokenizer.backend_tokenizer.post_processor = None
-    assert [row.tolist() for row in task.encode(tokenizer, ["", "sail"], 64)] == [[0], [tokenizer.convert_tokens_to_ids("sail")]]
+    rows = task.encode(tokenizer, ["", "sail"], TextClassification(max_length=64))
+    assert [row[0].ids.tolist() for row in rows] == [[0], [tokenizer.convert_tokens_to_ids("sail")]]

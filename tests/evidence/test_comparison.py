@@ -44,7 +44,7 @@ def test_verdicts_and_their_family() -> None:
         ("scratch", "all"): [cell(0.5, **SCRATCH)],
         ("good", "all"): [cell(0.9)],
     }
-    gains = [gain for gain in compare(cells)["gains"] if gain["metric"] == "accuracy"]
+    gains = [gain for gain in compare(cells, METRICS)["gains"] if gain["metric"] == "accuracy"]
     assert [(gain["arm"], gain["budget"], gain["verdict"]) for gain in gains] == [
         ("good", 100, "helps"),
         ("same", 100, "no evidence"),
@@ -59,7 +59,7 @@ def test_verdicts_and_their_family() -> None:
 
 def test_the_baseline_is_the_arm_trained_whole_from_scratch() -> None:
     def baselines(cells: dict[Any, Any]) -> set[str]:
-        return {gain["baseline"] for gain in compare(cells)["gains"]}
+        return {gain["baseline"] for gain in compare(cells, METRICS)["gains"]}
 
     assert baselines({("a", 1): [cell()], ("b", 1): [cell()]}) == set()
     assert baselines({("zero", 1): [cell(**SCRATCH)], ("b", 1): [cell()]}) == {"zero"}
@@ -102,7 +102,7 @@ def test_the_recommendation(cells: dict[Any, Any], arm: str, seed: int) -> None:
 def test_the_table_aligns_numbers_right_and_words_left() -> None:
     cells = {("lora", 100): [cell(0.9, data=DATA)], ("zero", 100): [cell(0.5, data=DATA, **SCRATCH)]}
     results = [group[0].result | {"arm": arm, "budget": budget} for (arm, budget), group in cells.items()]
-    lines = render_table(compare(cells), results).splitlines()
+    lines = render_table(compare(cells, METRICS), results).splitlines()
     assert lines[0] == "budget 100: 80 rows train, 20 validate, 1,000 test; seed 0"
     header, lora, zero = lines[1:4]
     assert header.split() == ["arm", "accuracy", "[95", "%]", "gain", "over", "zero", "[95", "%]", "verdict", "trained", "updates", "time"]

@@ -16,10 +16,11 @@ import yaml
 
 import hf_transfer as ht
 from hf_transfer.errors import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
-from hf_transfer.evaluation.metrics import classification_metrics
-from hf_transfer.evidence.cell import row_weights
+from hf_transfer.evaluation.metrics import METRICS, Predictions
+from hf_transfer.evidence.cell import class_weights
 from hf_transfer.models import checkpoint
-from tests.conftest import save_tiny_bert, write_csv
+from hf_transfer.tasks import text_classification
+from tests.conftest import TOPICS, save_tiny_bert, write_csv
 
 ARMS = {
     "scratch": ht.Arm(init="scratch", learning_rate=2e-3, num_epochs=2),
@@ -115,7 +116,9 @@ def test_predictions_give_back_every_number(comparison: ht.Comparison) -> None:
         assert table["row_id"] == list(range(31))
         probabilities = np.array(table["probabilities"], dtype=np.float32)
         assert table["prediction"] == probabilities.argmax(axis=1).tolist()
-        found = classification_metrics(np.array(table["reference"]), np.array(table["prediction"]), probabilities)
+        references, predictions = np.array(table["reference"]), np.array(table["prediction"])
+        predicted = Predictions(sorted(TOPICS), references, predictions, probabilities, np.arange(len(references) + 1))
+        found = METRICS["text-classification"].of(predicted)
         for name, value in found.items():
             assert result["metrics"]["test"][name] == pytest.approx(value, abs=1e-9)
         metrics[result["arm"], result["budget"], result["seed"]] = found
@@ -290,16 +293,15 @@ def test_an_impossible_draw_is_refused_before_anything_is_written(recipe: ht.Rec
 
 
 @pytest.mark.parametrize(
-    ("class_weights", "expected"),
+    ("weights", "expected"),
     [
         ("none", [1, 1, 1, 1]),
         ("balanced", [4 / 6, 4 / 6, 4 / 6, 2]),
         ({"bread": 3.0}, [1, 1, 1, 3]),
     ],
 )
-def test_class_weights(class_weights: str | dict[str, float], expected: list[float]) -> None:
-    found = row_weights(np.array([0, 0, 0, 1]), ["boats", "bread", "chess"], class_weights)
-    assert found.dtype == np.float32
+def test_class_weights(weights: str | dict[str, float], expected: list[float]) -> None:
+    found = class_weights(np.array([0, 0, 0, 1]), ["boats", "bread", "chess"], weights, text_classification)
     assert found.tolist() == pytest.approx(expected)
 
 

@@ -2,9 +2,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_transfer.evaluation.metrics import classification_metrics
+from hf_transfer.evaluation.metrics import METRICS, Predictions
 from hf_transfer.evidence import statistics
-from hf_transfer.evidence.statistics import NUM_RESAMPLES, estimate, holm, resample_metrics
+from hf_transfer.evidence.statistics import NUM_RESAMPLES, estimate, holm
+
+METRIC = METRICS["text-classification"]
+
+
+def predicted(references: np.ndarray, predictions: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    return Predictions(["a", "b", "c"], references, predictions, probabilities, np.arange(len(references) + 1))
+
+
+def resample_metrics(*data: np.ndarray) -> dict[str, np.ndarray]:
+    return statistics.resample_metrics(METRIC, predicted(*data))
+
+
+def classification_metrics(*data: np.ndarray) -> dict[str, float]:
+    return METRIC.of(predicted(*data))
 
 
 def rows(num_rows: int, accuracy: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,6 @@ from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.saved import Sidecar, load_saved, save_model
 from hf_transfer.models.tuning import set_training_mode
 from hf_transfer.recipe import Arm, TextClassification
-from hf_transfer.tasks import text_classification
 from tests.conftest import save_tiny_bert
 
 SHAPE = {"vocab_size": 71, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "pad_token_id": 0}
@@ -105,10 +104,10 @@ def test_a_tuning_trains_what_it_should_and_comes_back(folder: Path, tuning: str
 def test_a_length_the_model_cannot_read_is_found_by_trying(folder: Path) -> None:
     architecture = inspect(open_checkpoint(str(folder)), AutoModelForSequenceClassification, ["a", "b"])
     assert architecture.checkpoint.max_length == 64
-    check_max_length(architecture, text_classification, 62)
+    check_max_length(architecture, TextClassification(max_length=62))
     if folder.name == "roberta":
         # Its positions start at 2, which neither its config nor its tokenizer says.
         with pytest.raises(ConfigError, match="cannot read max_length 64 tokens .*lower --max-length"):
-            check_max_length(architecture, text_classification, 64)
+            check_max_length(architecture, TextClassification(max_length=64))
     else:
-        check_max_length(architecture, text_classification, 64)
+        check_max_length(architecture, TextClassification(max_length=64))

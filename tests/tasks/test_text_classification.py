@@ -7,7 +7,9 @@ from datasets import Dataset
 
 from hf_transfer.errors import DataError
 from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.recipe import TextClassification
 from hf_transfer.tasks import text_classification as task
+from hf_transfer.tasks.items import Window, item_losses, to_probabilities
 
 COLUMNS = {"text": "body", "label": "topic"}
 
@@ -18,11 +20,12 @@ def test_read_gives_stripped_texts_ids_and_positions() -> None:
         "validation": Dataset.from_dict({"body": ["d"]}),
         "test": Dataset.from_dict({"body": ["\n"], "topic": ["y"]}),
     }
-    names, examples = task.read(splits, COLUMNS, None)
+    names, examples = task.read(splits, COLUMNS, None, TextClassification())
     assert names == ["x", "y"]
     assert examples["validation"] is None, "a split without labels"
     assert (examples["train"].inputs, examples["test"].inputs) == (["a", "", "c"], [""])
-    assert examples["train"].labels.tolist() == [0, 1, 0]
+    assert [labels.tolist() for labels in examples["train"].labels] == [[0], [1], [0]]
+    assert examples["train"].strata.tolist() == [0, 1, 0]
     assert examples["train"].row_ids.tolist() == [0, 1, 2]
 
 
@@ -40,13 +43,12 @@ def test_a_text_that_is_none(texts: list[object], message: str) -> None:
         "test": Dataset.from_dict({"body": texts, "topic": ["x", "y", "x"]}),
     }
     with pytest.raises(DataError, match=message):
-        task.read(splits, COLUMNS, None)
+        task.read(splits, COLUMNS, None, TextClassification())
 
 
 def test_collate_pads_and_masks(tiny_bert: Path) -> None:
-    arguments = task.collate(
-        [np.array([2, 9, 3], dtype=np.int32), np.array([2, 3], dtype=np.int32)], open_checkpoint(str(tiny_bert)).tokenizer
-    )
+    windows = [Window(np.array(ids, dtype=np.int32), np.zeros(1, dtype=np.int64)) for ids in ([2, 9, 3], [2, 3])]
+    arguments = task.collate(windows, open_checkpoint(str(tiny_bert)).tokenizer)
     assert arguments["input_ids"].tolist() == [[2, 9, 3], [2, 3, 0]]
     assert arguments["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
@@ -55,7 +57,7 @@ def test_a_smoothed_loss_is_the_textbook_one() -> None:
     logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0])
     logs = torch.log_softmax(logits, dim=-1)
     plain = -logs[torch.arange(5), labels]
-    assert torch.allclose(task.row_losses(logits, labels), plain)
+    assert torch.allclose(item_losses(logits, labels), plain)
     # Szegedy et al. 2016, section 7: the target is mixed with the uniform distribution.
-    assert torch.allclose(task.row_losses(logits, labels, 0.1), 0.9 * plain - 0.1 * logs.mean(dim=-1))
-    assert np.allclose(task.probabilities(logits.numpy()), logs.exp().numpy())
+    assert torch.allclose(item_losses(logits, labels, 0.1), 0.9 * plain - 0.1 * logs.mean(dim=-1))
+    assert np.allclose(to_probabilities(logits.numpy()), logs.exp().numpy())

@@ -15,9 +15,11 @@ from hf_transfer.errors import TrainingError
 from hf_transfer.evidence.study import build_arm
 from hf_transfer.models.build import Architecture, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
-from hf_transfer.recipe import Arm
+from hf_transfer.recipe import Arm, TextClassification
 from hf_transfer.tasks import text_classification as task
-from hf_transfer.training.loop import Training, train
+from hf_transfer.tasks.items import Layout, lay_out
+from hf_transfer.training import loop
+from hf_transfer.training.loop import Batches, Training, train
 from hf_transfer.training.optimization import build_optimizer, rate_factor
 from hf_transfer.training.plan import UpdatePlan
 from tests.conftest import TOPICS, make_rows
@@ -27,13 +29,13 @@ LABELS = list(TOPICS)
 
 
 @pytest.fixture(scope="module")
-def data(tiny_bert: Path) -> tuple[list[np.ndarray], np.ndarray, Any]:
-    """Give encoded rows, class ids and the collate function."""
+def data(tiny_bert: Path) -> tuple[Layout, np.ndarray, Any]:
+    """Give rows laid out, class ids and the collate function."""
     tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
     made = make_rows(80)
-    rows = task.encode(tokenizer, [row["text"] for row in made], 64)
+    rows = task.encode(tokenizer, [row["text"] for row in made], TextClassification(max_length=64))
     return (
-        rows,
+        lay_out(rows),
         np.array([LABELS.index(row["label"]) for row in made]),
         functools.partial(task.collate, tokenizer=tokenizer),
     )
@@ -56,22 +58,18 @@ def fit(
     weights: np.ndarray | None = None,
     **settings: Any,
 ) -> Training:
-    rows, labels, collate = data
-    lengths = np.array([len(row) for row in rows])
-    weights = np.ones(len(rows), dtype=np.float32) if weights is None else weights
-    plan = UpdatePlan(lengths, weights, batch_size=8, num_epochs=epochs, max_tokens=max_tokens, seed=seed)
+    layout, labels, collate = data
+    weights = np.ones(len(labels), dtype=np.float32) if weights is None else weights
+    plan = UpdatePlan(layout.lengths, weights, batch_size=8, num_epochs=epochs, max_tokens=max_tokens, seed=seed)
     settings = {
         "validate": lambda model: {"loss": 0.0},
         "learning_rate": RATE,
-        "row_losses": task.row_losses,
     } | settings
     return train(
         model,
         build_optimizer(model, "adamw", RATE, 0.01),
         plan,
-        rows,
-        labels,
-        collate=collate,
+        Batches(layout, labels, weights, collate, task.item_logits),
         accelerator=Accelerator(cpu=True),
         **settings,
     )
@@ -87,8 +85,8 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_same_updates_as_a_plain_loop(tiny_bert: Path, data: Any, weighted: bool) -> None:
-    rows, labels, collate = data
-    row_weights = (1 + np.arange(len(rows)) % 3).astype(np.float32) if weighted else np.ones(len(rows), dtype=np.float32)
+    layout, labels, collate = data
+    row_weights = (1 + np.arange(80) % 3).astype(np.float32) if weighted else np.ones(80, dtype=np.float32)
     ours = build(tiny_bert)
     done = fit(ours, data, max_tokens=100, weights=row_weights)
     assert done.updates == 20
@@ -98,7 +96,7 @@ def test_the_same_updates_as_a_plain_loop(tiny_bert: Path, data: Any, weighted: 
     for update in range(20):
         epoch, place = divmod(update, 10)
         batch = np.random.default_rng([0, 1, epoch]).permutation(80)[place * 8 : place * 8 + 8]
-        logits = plain(**collate([rows[row] for row in batch])).logits
+        logits = plain(**collate([layout.windows[row] for row in batch])).logits
         losses = nn.functional.cross_entropy(logits, torch.from_numpy(labels[batch]), reduction="none")
         weight = torch.from_numpy(row_weights[batch])
         ((losses * weight).sum() / weight.sum()).backward()
@@ -168,22 +166,24 @@ def test_the_best_state_is_restored_and_ties_keep_the_later(tiny_bert: Path, dat
 
 
 def test_counts_and_history(tiny_bert: Path, data: Any) -> None:
-    rows = data[0]
     done = fit(build(tiny_bert), data, epochs=3)
-    assert (done.updates, done.rows_seen, done.tokens_seen) == (30, 240, 3 * sum(len(row) for row in rows))
+    assert (done.updates, done.rows_seen, done.tokens_seen) == (30, 240, 3 * data[0].lengths.sum())
     assert [entry["update"] for entry in done.history] == [10, 20, 30]
     assert done.history[2]["train_loss"] < done.history[0]["train_loss"]
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_update(tiny_bert: Path, data: Any) -> None:
+def test_a_loss_that_is_no_number_stops_and_names_the_update(tiny_bert: Path, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
+    item_losses = loop.item_losses
 
-    def row_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def broken(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         calls.append(1)
-        return task.row_losses(logits, labels) * (float("nan") if len(calls) == 13 else 1.0)
+        return item_losses(logits, labels, label_smoothing) * (float("nan") if len(calls) == 13 else 1.0)
+
+    monkeypatch.setattr(loop, "item_losses", broken)
 
     with pytest.raises(
         TrainingError,
         match=r"training: the loss of update 13 of 20 \(epoch 2\) is no finite number: lower the learning rate",
     ):
-        fit(build(tiny_bert), data, max_tokens=100_000, row_losses=row_losses)
+        fit(build(tiny_bert), data, max_tokens=100_000)

@@ -1,0 +1,48 @@
+"""CoNLL files: a word and its tag a line, a blank line between sentences."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset
+
+from hf_transfer.errors import DataError
+
+
+def read_conll(path: Path) -> Dataset:
+    """Read words (the first column) and tags (the last) of a UTF-8 file; columns are cut at tabs, or at blanks where there are none.
+
+    `-DOCSTART-` lines are skipped, as are lines that begin with `#` and do not have the columns of the others (comments).
+
+    Returns:
+        Columns `tokens` and `ner_tags`, both lists of strings.
+
+    Raises:
+        DataError: A line has other columns than those before it; names the line.
+    """
+    sentences = list(_sentences(path))
+    return Dataset.from_dict(
+        {"tokens": [[word for word, _ in sentence] for sentence in sentences], "ner_tags": [[tag for _, tag in s] for s in sentences]}
+    )
+
+
+def _sentences(path: Path) -> Iterator[list[tuple[str, str]]]:
+    sentence: list[tuple[str, str]] = []
+    num_columns = 0
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            line = line.rstrip("\r\n")
+            cells = line.split("\t") if "\t" in line else line.split()
+            if not line.strip():
+                if sentence:
+                    yield sentence
+                sentence = []
+            elif line.startswith("-DOCSTART-") or (line.startswith("#") and len(cells) != (num_columns or 2)):
+                continue
+            elif len(cells) < 2 or len(cells) != (num_columns or len(cells)):
+                expected = f"{num_columns} columns as in the lines before" if num_columns else "a word and its tag"
+                raise DataError(f"{path} is malformed: line {number} has {len(cells)} ({line[:60]!r}), expected {expected}")
+            else:
+                num_columns = len(cells)
+                sentence.append((cells[0], cells[-1].strip()))
+    if sentence:
+        yield sentence

@@ -1,0 +1,39 @@
+"""A cell's `predictions.parquet`: what a model said of every test row, and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_transfer.evaluation.metrics import Predictions
+from hf_transfer.files import atomic_file
+
+
+def write_predictions(path: Path, row_ids: np.ndarray, predicted: Predictions, as_lists: bool) -> None:
+    """Write `row_id`, `reference`, `prediction` and `probabilities`, a row each; lists over words where rows have several items."""
+    probabilities = pa.FixedSizeListArray.from_arrays(pa.array(predicted.probabilities.ravel()), len(predicted.labels))
+    columns = {"reference": pa.array(predicted.references), "prediction": pa.array(predicted.predictions), "probabilities": probabilities}
+    if as_lists:
+        offsets = pa.array(predicted.first_item.astype(np.int32))
+        columns = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table({"row_id": row_ids, **columns}), temporary)
+
+
+def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
+    """Read what `write_predictions` wrote, its items in one count."""
+    table = pq.read_table(path).combine_chunks()
+    columns = {name: table[name].combine_chunks() for name in ("reference", "prediction", "probabilities")}
+    first_item = np.arange(table.num_rows + 1)
+    if pa.types.is_list(columns["reference"].type):
+        first_item = np.concatenate([[0], np.cumsum(columns["reference"].value_lengths().to_numpy())]).astype(np.int64)
+        columns = {name: column.flatten() for name, column in columns.items()}
+    return Predictions(
+        labels,
+        columns["reference"].to_numpy(),
+        columns["prediction"].to_numpy(),
+        columns["probabilities"].flatten().to_numpy().reshape(-1, len(labels)),
+        first_item,
+    )

@@ -1,0 +1,356 @@
+"""Token classification: words in, a BIO tag for each out; the entities they spell are the answer."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from hf_transfer.data.batches import pad
+from hf_transfer.data.roles import Corpus, Examples
+from hf_transfer.data.sources import select_roles
+from hf_transfer.data.tags import OUTSIDE, find_entities, read_tags, split_words, tag_spans, type_of
+from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
+from hf_transfer.recipe import TokenClassification
+from hf_transfer.tasks.items import EncodedRow, Window
+
+AUTO_MODEL = AutoModelForTokenClassification
+PEFT_TASK_TYPE = "TOKEN_CLS"
+MANY_ITEMS = True
+
+CHUNK = 1000
+"""Rows tokenised at once."""
+
+
+def choose_columns(columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+    """Give the role -> column that the data fills: words and tags, or text and spans where those are named or alone are there."""
+    spans = {"text": columns.get("text", "text"), "spans": columns.get("spans", "spans")}
+    if "text" in columns or "spans" in columns:
+        return spans
+    words = {role: columns[role] for role in ("tokens", "ner_tags")}
+    return spans if not set(words.values()) & set(found) and set(spans.values()) <= set(found) else words
+
+
+def read(
+    splits: Mapping[str, Dataset], columns: Mapping[str, str], label_names: Sequence[str] | None, task: TokenClassification
+) -> tuple[list[str], dict[str, Examples | None]]:
+    """Read words and their tags, or texts and the spans of their entities.
+
+    Args:
+        splits: Split -> dataset as loaded.
+        columns: Role -> column.
+        label_names: Names of integer tags by position, or all tags there may be.
+        task: Not asked here.
+
+    Returns:
+        Tag names, (C,), and split -> examples, None for a split without tags. An input is a tuple of words.
+
+    Raises:
+        DataError: A column, a word, a tag or a span is missing or wrong; names the row.
+    """
+    answers = ("spans",) if "spans" in columns else ("ner_tags",)
+    selected = select_roles(splits, columns, optional=frozenset((split, role) for split in ("validation", "test") for role in answers))
+    if "spans" in columns:
+        selected = {split: _words_of_spans(split, dataset) for split, dataset in selected.items()}
+    for split, dataset in selected.items():
+        _check_words(split, dataset["tokens"][:])
+    names, tags = read_tags(selected, label_names)
+    examples: dict[str, Examples | None] = {}
+    for split, dataset in selected.items():
+        labels = tags[split]
+        if labels is None:
+            examples[split] = None
+        else:
+            words = [tuple(row) for row in dataset["tokens"][:]]
+            examples[split] = Examples(np.arange(len(words)), words, labels, strata=np.zeros(len(words), dtype=np.int64))
+    return names, examples
+
+
+def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
+    """Refuse training rows without any entity.
+
+    Raises:
+        DataError: Every word is outside.
+    """
+    outside = names.index(OUTSIDE)
+    if all((labels == outside).all() for labels in corpus.train.labels):
+        raise DataError(f"the {len(corpus.train)} training rows hold no entity: every word is tagged {OUTSIDE}")
+
+
+def class_weights(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    """Give the weight of each tag, (C,) float64, from weights by tag (`B-person`) or by entity type (`person`); others 1.
+
+    Raises:
+        ConfigError: There is no such tag or type.
+    """
+    types = list(dict.fromkeys(type_of(name) for name in names if name != OUTSIDE))
+    if unknown := sorted(set(weights) - set(names) - set(types)):
+        suggestion = did_you_mean(unknown[0], [*types, *names])
+        raise ConfigError(f"class_weights names '{unknown[0]}', entity types are {listed(types)} and tags {listed(names)}{suggestion}")
+    return np.array([weights.get(name, weights.get(type_of(name), 1.0)) for name in names])
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Give a tokenizer that reads each word as one in the middle of a text, whatever stands before it.
+
+    Byte-level tokenizers (RoBERTa, ModernBERT) glue words together unless their pre-tokenizer puts a blank before each; the flag
+    `add_prefix_space` alone reaches some of them only, so the pre-tokenizer is rewritten. It survives saving.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    stack = [backend["pre_tokenizer"]]
+    for step in stack:
+        if step is not None:
+            stack += step.get("pretokenizers", [])
+            if "add_prefix_space" in step:
+                step["add_prefix_space"] = True
+            if "prepend_scheme" in step:
+                step["prepend_scheme"] = "always"
+    tokenizer.backend_tokenizer.pre_tokenizer = Tokenizer.from_str(json.dumps(backend)).pre_tokenizer
+    # transformers refuses words from a tokenizer that says False here.
+    tokenizer.add_prefix_space = True
+    tokenizer.init_kwargs["add_prefix_space"] = True
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Sequence[str]], task: TokenClassification) -> list[EncodedRow]:
+    """Turn words into windows of token ids, each word labelled on its first token in exactly one of them.
+
+    The first word piece stands for its word (Devlin et al. 2018, section 5.3, https://arxiv.org/abs/1810.04805). A row too long for
+    one window gets several that overlap by half; a word is labelled in the one that shows most around it. A word of which the tokenizer
+    leaves nothing is read as its unknown token.
+
+    Args:
+        tokenizer: From `prepare_tokenizer`.
+        inputs: Words of each row, (B,) of (N_i,).
+        task: Says how long a window is.
+
+    Returns:
+        Windows of each row, none for a row without words.
+    """
+    rows: list[EncodedRow] = []
+    before, after = _special_tokens(tokenizer)
+    room = task.max_length - len(before) - len(after)
+    for start in range(0, len(inputs), CHUNK):
+        chunk = [list(words) for words in inputs[start : start + CHUNK]]
+        encoded = tokenizer(chunk, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for index, words in enumerate(chunk):
+            ids, first = _pieces(encoded["input_ids"][index], encoded.word_ids(index), len(words), tokenizer, max(1, room // 4))
+            rows.append(_windows(ids, first, room, before, after))
+    return rows
+
+
+def collate(windows: Sequence[Window], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+    """Pad windows into the model's arguments: `input_ids` and `attention_mask`, (B, L) int64."""
+    ids, mask = pad([window.ids for window in windows], tokenizer.pad_token_id)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def item_logits(logits: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
+    """Give the logits of each labelled word, (M, C), from those of every token, (B, L, C)."""
+    rows = np.repeat(np.arange(len(windows)), [len(window.items) for window in windows])
+    places = np.concatenate([window.tokens for window in windows if window.tokens is not None])
+    return logits[torch.from_numpy(rows).to(logits.device), torch.from_numpy(places).to(logits.device)]
+
+
+def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Give the likeliest legal tags of each row: an `I-` only behind `B-` or `I-` of its type (Viterbi 1967).
+
+    Args:
+        probabilities: Of each word's tags, (M, C).
+        first_item: The words of row i are `first_item[i]` up to `first_item[i + 1]`, (B + 1,).
+        names: Tag names, (C,).
+
+    Returns:
+        Class ids, (M,).
+    """
+    log_probabilities = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
+    inside = np.array([index for index, name in enumerate(names) if name.startswith("I-")], dtype=np.int64)
+    begin = np.array([names.index(f"B-{type_of(names[index])}") for index in inside], dtype=np.int64)
+    lengths = np.diff(first_item)
+    order = np.argsort(-lengths, kind="stable")
+    starts, lengths = first_item[:-1][order], lengths[order]
+    tags = np.zeros(len(probabilities), dtype=np.int64)
+    if not len(tags):
+        return tags
+    # All rows advance together, longest first, so those still running are always the first `running`.
+    running = int(np.count_nonzero(lengths > 0))
+    scores = log_probabilities[starts[:running]]
+    scores[:, inside] = -np.inf
+    came_from = []
+    for word in range(1, int(lengths[0])):
+        running = int(np.count_nonzero(lengths > word))
+        before = scores[:running]
+        source = np.repeat(before.argmax(axis=1)[:, None], len(names), axis=1)
+        source[:, inside] = np.where(before[:, begin] >= before[:, inside], begin, inside)
+        scores[:running] = np.take_along_axis(before, source, axis=1) + log_probabilities[starts[:running] + word]
+        came_from.append(source)
+    at = scores.argmax(axis=1)
+    for word in range(int(lengths[0]) - 1, -1, -1):
+        running = int(np.count_nonzero(lengths > word))
+        tags[starts[:running] + word] = at[:running]
+        if word:
+            at[:running] = came_from[word - 1][np.arange(running), at[:running]]
+    return tags
+
+
+def long_input(num_tokens: int) -> tuple[str, ...]:
+    """Give words of at least as many tokens."""
+    return ("a",) * num_tokens
+
+
+def to_inputs(values: Iterable[Any], task: TokenClassification) -> list[tuple[str, ...]]:
+    """Cut what a user wants predicted into words; a list of words stays as it is.
+
+    Raises:
+        ConfigError: It is no list of texts or of lists of words.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"predict takes a list of texts, found {type(values).__name__}: predict([text])")
+    return [_words_and_places(value, index)[0] for index, value in enumerate(values)]
+
+
+def to_answers(
+    values: Sequence[Any],
+    inputs: Sequence[Any],
+    probabilities: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Give `{"entities": [{"start", "end", "text", "label", "score"}]}` for each text.
+
+    Args:
+        values: Texts, or lists of words, whose offsets are those in the words joined by single blanks; (B,).
+        inputs: Words, (B,) of (N_i,).
+        probabilities: (B,) of (N_i, C).
+        predictions: Class ids, (B,) of (N_i,).
+        names: Tag names, (C,).
+
+    Returns:
+        (B,). `start` and `end` (one behind the last) count characters; `score` is the mean probability of the entity's tags.
+    """
+    answers = []
+    for index, value in enumerate(values):
+        text = value if isinstance(value, str) else " ".join(value)
+        _, places = _words_and_places(value, index)
+        tags = predictions[index]
+        entities = []
+        for entity in find_entities([names[tag] for tag in tags]):
+            start, end = places[entity.start][0], places[entity.end - 1][1]
+            words = np.arange(entity.start, entity.end)
+            score = float(probabilities[index][words, tags[words]].mean())
+            entities.append({"start": start, "end": end, "text": text[start:end], "label": entity.type, "score": score})
+        answers.append({"entities": entities})
+    return answers
+
+
+def _words_and_places(value: Any, index: int) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+    if isinstance(value, str):
+        return split_words(value)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        raise ConfigError(f"predict takes a list of texts (or of lists of words), found {type(value).__name__} at position {index}")
+    ends = np.cumsum([len(word) + 1 for word in value]) - 1
+    return tuple(value), [(int(end) - len(word), int(end)) for end, word in zip(ends, value, strict=True)]
+
+
+def _words_of_spans(split: str, dataset: Dataset) -> Dataset:
+    """Turn texts and spans into words and tags."""
+    texts = dataset["text"][:]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{split} row {row} has no text ({text!r}): fill it, or remove the row")
+    if "spans" not in dataset.column_names:
+        return Dataset.from_dict({"tokens": [list(split_words(text)[0]) for text in texts]})
+    rows = []
+    for row, (text, spans) in enumerate(zip(texts, dataset["spans"][:], strict=True)):
+        if spans is not None and not isinstance(spans, list):
+            raise DataError(f"{split} row {row}: spans must be a list of {{start, end, label}}, found {type(spans).__name__}")
+        rows.append(tag_spans(text, spans, f"{split} row {row}"))
+    return Dataset.from_dict({"tokens": [list(words) for words, _ in rows], "ner_tags": [tags for _, tags in rows]})
+
+
+def _check_words(split: str, rows: Sequence[Any]) -> None:
+    for row, words in enumerate(rows):
+        if not isinstance(words, list):
+            raise DataError(f"{split} row {row}: tokens must be a list of words, found {type(words).__name__}; name another column")
+        wrong = next((word for word in words if not isinstance(word, str)), "")
+        if not isinstance(wrong, str):
+            raise DataError(f"{split} row {row}: tokens must be a list of words, one of them is {wrong!r}")
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Give the special tokens that stand before and after a text."""
+    encoded = tokenizer("a", return_attention_mask=False)
+    text = [place for place, side in enumerate(encoded.sequence_ids(0)) if side is not None]
+    return encoded["input_ids"][: text[0]], encoded["input_ids"][text[-1] + 1 :]
+
+
+def _pieces(
+    ids: Sequence[int], word_of: Sequence[int | None], num_words: int, tokenizer: PreTrainedTokenizerBase, longest_word: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give a row's token ids, (N,), and where each word's first one stands, (num_words,).
+
+    A word keeps at most `longest_word` pieces (a web address may have hundreds), so that it fits whole into the window that labels it.
+    """
+    tokens, words = np.array(ids, dtype=np.int32), np.array(word_of, dtype=np.int64)
+    first = np.searchsorted(words, words)
+    short = np.arange(len(words)) - first < longest_word
+    tokens, words = tokens[short], words[short]
+    dropped = np.setdiff1d(np.arange(num_words), words)
+    if len(dropped):
+        unknown = next(token for token in (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id) if token is not None)
+        order = np.argsort(np.concatenate([words, dropped]), kind="stable")
+        words = np.concatenate([words, dropped])[order]
+        tokens = np.concatenate([tokens, np.full(len(dropped), unknown, dtype=np.int32)])[order]
+    return tokens, np.searchsorted(words, np.arange(num_words))
+
+
+def _windows(ids: np.ndarray, first: np.ndarray, room: int, before: Sequence[int], after: Sequence[int]) -> EncodedRow:
+    """Cut a row's tokens into windows of at most `room`.
+
+    Args:
+        ids: Token ids, (N,).
+        first: Where each word begins, (num_words,).
+        room: Tokens of a window, without special ones.
+        before: Special tokens at its start.
+        after: Special tokens at its end.
+    """
+    if len(first) == 0:
+        return ()
+    starts = np.array([0], dtype=np.int64)
+    if len(ids) > room:
+        starts = np.append(np.arange(0, len(ids) - room, room - room // 2), len(ids) - room)
+    window_of = _most_context(first, starts, room, len(ids))
+    return tuple(
+        Window(
+            ids=np.concatenate([before, ids[start : start + room], after]).astype(np.int32),
+            items=items,
+            tokens=first[items] - start + len(before),
+        )
+        for index, start in enumerate(starts)
+        if len(items := np.flatnonzero(window_of == index))
+    )
+
+
+def _most_context(places: np.ndarray, starts: np.ndarray, room: int, num_tokens: int) -> np.ndarray:
+    """Give, for each place, the window that shows most on its poorer side; the ends of the row lack nothing. The earlier of equals.
+
+    Args:
+        places: In the row's tokens, (K,).
+        starts: Of the windows, rising, (W,).
+        room: Tokens of a window.
+        num_tokens: Of the row.
+
+    Returns:
+        Window indices, (K,).
+    """
+    last = np.searchsorted(starts, places, side="right") - 1
+    # Windows overlap by half, the last one perhaps more: no more than three of them show one place.
+    candidates = np.maximum(last[:, None] - np.array([2, 1, 0]), 0)
+    begins = starts[candidates]
+    left = np.where(begins == 0, num_tokens, places[:, None] - begins)
+    right = np.where(begins + room >= num_tokens, num_tokens, begins + room - 1 - places[:, None])
+    return np.take_along_axis(candidates, np.minimum(left, right).argmax(axis=1)[:, None], axis=1)[:, 0]
