@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_transfer.api import Comparison, Model, load, load_recipe, run
+    from hf_transfer.api import Comparison, Model, load, load_recipe, run, validate
     from hf_transfer.cli import main
     from hf_transfer.errors import TransferError
     from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TextClassification, TokenClassification, TrainingConfig
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(("Comparison", "Model", "load", "load_recipe", "run"), "api"),
+    **dict.fromkeys(("Comparison", "Model", "load", "load_recipe", "run", "validate"), "api"),
     "main": "cli",
     "TransferError": "errors",
     **dict.fromkeys(("Arm", "DataConfig", "LoRA", "Recipe", "TextClassification", "TokenClassification", "TrainingConfig"), "recipe"),
@@ -40,6 +40,7 @@ __all__ = [
     "load_recipe",
     "main",
     "run",
+    "validate",
 ]
 
 

@@ -1,6 +1,8 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
+import ast
 import importlib.util
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +23,20 @@ from hf_transfer.files import COMPARISON_FILE, MODEL_FOLDER, RECIPE_FILE, RESULT
 from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 if TYPE_CHECKING:
+    from hf_transfer.evidence.validation import Findings
     from hf_transfer.models.saved import SavedModel
 
 EMBEDDED_TEXT_CHECKPOINT = EMBEDDED + "all-MiniLM-L6-v2"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NEW_RECIPE_HEADER = '''"""{name}: say what the rows and labels are.
+
+    hf-transfer validate {file}
+    hf-transfer run {file}
+    accelerate launch {file} --seeds 0 1 2
+
+Begun from the recipe {source}; put your own numbers here once you have them: device, date, command.
+"""
+'''
 
 
 def run(
@@ -47,28 +60,32 @@ def run(
     Raises:
         TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or a training that cannot go on.
     """
-    check_no_name_clash()
-    arms = check_arms(recipe, arms)
-    if recipe.data.source is None:
-        raise ConfigError(f"recipe {recipe.name} names no data: give --dataset ID_OR_PATH (in Python: ht.DataConfig(ID_OR_PATH))")
-    chosen_budgets, chosen_seeds = _check_budgets(budgets), _check_seeds(seeds)
-    if max_test_rows is not None and (not isinstance(max_test_rows, int) or max_test_rows < 1):
-        raise ConfigError(f"max_test_rows must be a number of at least 1, found {max_test_rows!r}")
-    is_local = is_local_checkpoint(recipe.checkpoint) and is_local_dataset(recipe.data.source)
+    plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
 
     from hf_transfer.evidence.grid import run_grid
 
     folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
-    run_grid(
-        recipe,
-        arms,
-        chosen_budgets,
-        chosen_seeds,
-        folder,
-        max_test_rows,
-        local_files_only=is_local or not hub_answers(),
-    )
+    run_grid(recipe, *plan, output_dir=folder, local_files_only=_cache_only(recipe))
     return Comparison(folder)
+
+
+def validate(
+    recipe: Recipe,
+    arms: Sequence[str] | None = None,
+    budgets: Sequence[int | str] = ("all",),
+    seeds: Sequence[int] = (0,),
+    max_test_rows: int | None = None,
+) -> "Findings":
+    """Check everything that `run` with the same arguments would need, without training; `print` what comes back.
+
+    Raises:
+        TransferError: What `run` would refuse.
+    """
+    plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
+
+    from hf_transfer.evidence.validation import validate as find_out
+
+    return find_out(recipe, *plan, local_files_only=_cache_only(recipe))
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -106,6 +123,39 @@ def load_recipe(name: str | Path) -> Recipe:
 def recipe_names() -> list[str]:
     """Give the names of the recipes that come with the package."""
     return sorted(path.stem for path in _recipes_folder().glob("*.py"))
+
+
+def new_recipe(file: str | Path, source: str | Path) -> Path:
+    """Write a recipe of one's own: another's code under a new name, without its measured numbers.
+
+    Args:
+        file: Python file to write, which must not exist; its name becomes the recipe's.
+        source: Name of a recipe, or a recipe file.
+
+    Raises:
+        ConfigError: The file is there, cannot be written or makes no name, or there is no such recipe.
+    """
+    path = Path(file).expanduser()
+    if path.suffix != ".py" or not NAME.fullmatch(path.stem):
+        raise ConfigError(f"a recipe file is called NAME.py, of letters, digits, . _ and -, found '{path.name}'")
+    recipe = load_recipe(source)
+    origin = Path(source) if Path(source).suffix == ".py" else _recipes_folder() / f"{source}.py"
+    if origin.suffix != ".py" or not origin.is_file():
+        raise ConfigError(f"--from takes a recipe ({listed(recipe_names())}) or a .py file, found {source}")
+    text = origin.read_text(encoding="utf-8")
+    body = text.split("\n", ast.parse(text).body[0].end_lineno or 0)[-1] if ast.get_docstring(ast.parse(text)) else text
+    if body.count(f'name="{recipe.name}"') != 1:
+        raise ConfigError(f'recipe file {origin} must say name="{recipe.name}" once: copy it by hand')
+    body = body.replace(f'name="{recipe.name}"', f'name="{path.stem}"')
+    header = NEW_RECIPE_HEADER.format(name=path.stem, file=path.name, source=recipe.name)
+    try:
+        with path.open("x", encoding="utf-8") as new:
+            new.write(f"{header}\n{body.lstrip(chr(10))}")
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already: name another file") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    return path
 
 
 def load(name: str | Path, base: str | None = None) -> "Model":
@@ -226,6 +276,29 @@ def _recipes_folder() -> Path:
     package = Path(__file__).parent
     installed = package / "_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def _check_run(
+    recipe: Recipe, arms: Sequence[str] | None, budgets: Sequence[int | str], seeds: Sequence[int], max_test_rows: int | None
+) -> tuple[list[str], list[Any], list[int], int | None]:
+    """Give the arms, budgets and seeds of a run, each checked and once.
+
+    Raises:
+        TransferError: One cannot be meant, or the recipe names no data.
+    """
+    check_no_name_clash()
+    chosen = check_arms(recipe, arms)
+    if recipe.data.source is None:
+        raise ConfigError(f"recipe {recipe.name} names no data: give --dataset ID_OR_PATH (in Python: ht.DataConfig(ID_OR_PATH))")
+    if max_test_rows is not None and (not isinstance(max_test_rows, int) or max_test_rows < 1):
+        raise ConfigError(f"max_test_rows must be a number of at least 1, found {max_test_rows!r}")
+    return chosen, _check_budgets(budgets), _check_seeds(seeds), max_test_rows
+
+
+def _cache_only(recipe: Recipe) -> bool:
+    """Say whether nothing may be asked of the Hub: all is local, or it does not answer."""
+    assert recipe.data.source is not None
+    return (is_local_checkpoint(recipe.checkpoint) and is_local_dataset(recipe.data.source)) or not hub_answers()
 
 
 def _check_budgets(budgets: Sequence[int | str]) -> list[Any]:

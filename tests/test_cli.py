@@ -13,6 +13,7 @@ import yaml
 
 import hf_transfer as ht
 from hf_transfer import cli
+from hf_transfer import flags as flags_module
 from hf_transfer.data import hub
 from tests.conftest import make_rows, save_tiny_bert, write_csv
 
@@ -306,12 +307,12 @@ def test_an_own_csv_from_start_to_table(run: Run, tmp_path: Path, tiny_bert: Pat
 
 def test_flags_reach_the_selected_arms_and_their_data_only(tiny_bert: Path) -> None:
     recipe = cli.api.load_recipe("newsgroups").override({"task.text": "body", "data.drop_overlap": True})
-    parser = cli._Parser()
-    cli.add_run_flags(parser, recipe)
+    parser = flags_module.Parser()
+    flags_module.add_run_flags(parser, recipe)
 
     def changed_by(words: list[str], config: dict[str, object] | None = None, arms: list[str] | None = None) -> ht.Recipe:
         flags = parser.parse(words)
-        return cli.apply_flags(cli.with_config(recipe, config or {}, flags), flags, arms)
+        return flags_module.apply_flags(flags_module.with_config(recipe, config or {}, flags), flags, arms)
 
     changed = changed_by(["--epochs", "1", "--dataset", "x.csv"])
     assert {name: arm.num_epochs for name, arm in changed.arms.items()} == {"scratch": 1, "head": 1, "top": 6, "lora": 1, "full": 1}

@@ -18,6 +18,7 @@ ORDER = [
     "evidence",
     "publish",
     "api",
+    "flags",
     "cli",
 ]
 

@@ -53,7 +53,8 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
         name = source.removeprefix(EMBEDDED)
         if name not in embedded_datasets():
             raise DataError(
-                f"no embedded dataset '{name}': there are {listed(embedded_datasets())}{did_you_mean(name, embedded_datasets())}"
+                f"no embedded dataset '{name}': there are {listed(embedded_datasets())}{did_you_mean(name, embedded_datasets())} "
+                f"(--dataset {EMBEDDED}NAME; --embedded takes the one called like the recipe)"
             )
         return _read_folder(EMBEDDED_FOLDER / name)
     path = Path(source).expanduser()

@@ -214,7 +214,8 @@ def _mean_over_rows(losses: np.ndarray, shares: np.ndarray, row_of_item: np.ndar
 def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True)
     checkpoint = study.architecture.checkpoint
-    sidecar = Sidecar(study.recipe.to_dict()["task"], study.labels, checkpoint.base_id, checkpoint.revision, checkpoint.sha256)
+    pooling = study.architecture.pooling
+    sidecar = Sidecar(study.recipe.to_dict()["task"], study.labels, checkpoint.base_id, checkpoint.revision, checkpoint.sha256, pooling)
     save_model(model, checkpoint.tokenizer, sidecar, folder / MODEL_FOLDER)
     write_predictions(folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, as_lists=study.task.MANY_ITEMS)
     write_json(folder / RESULT_FILE, result)

@@ -140,7 +140,7 @@ def prepare_study(
         check_budget(corpus, budget)
         for seed in seeds:
             draw(corpus, budget, seed)
-    architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout)
+    architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout, reads_texts_whole=not task.MANY_ITEMS)
     for name in arms:
         check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE)
     check_max_length(architecture, recipe.task)
@@ -169,7 +169,7 @@ def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: s
     """
     model = build_model(architecture, arm.init, seed, arm.keep_head)
     torch.manual_seed(seed)
-    return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
+    return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
 
 
 def check_max_length(architecture: Architecture, task: Task) -> None:
@@ -204,7 +204,8 @@ def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None
     """
     if arm.keep_head:
         build_model(architecture, arm.init, 0, keep_head=True)
-    apply_tuning(build_meta_model(architecture), architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type)
+    model = build_meta_model(architecture)
+    apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
 
 
 def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_transfer.errors import CheckpointError, first_line
 from hf_transfer.models.checkpoint import Checkpoint
+from hf_transfer.models.pooling import MEAN, find_pooler, pools_the_mean, read_pooling, with_pooling_block, write_pooling_block
 
 GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
@@ -30,35 +31,37 @@ class Architecture:
     output_layer: frozenset[str]
     """Parameters whose shape follows the number of labels."""
     head: frozenset[str]
-    """Parameters the checkpoint does not hold, and the output layer."""
+    """Parameters the checkpoint does not hold or never trained, and the output layer."""
+    untrained: frozenset[str] = frozenset()
+    """The part of the head that the checkpoint holds but never trained: a sentence encoder's pooler."""
+    pooling: str | None = None
+    """"mean" where a block that pools was added behind the last."""
+    fixed: frozenset[str] = frozenset()
+    """The parameters of that block, which train under no tuning."""
 
 
-def inspect(checkpoint: Checkpoint, auto_model: Any, labels: Sequence[str], dropout: float | None = None) -> Architecture:
+def inspect(
+    checkpoint: Checkpoint, auto_model: Any, labels: Sequence[str], dropout: float | None = None, reads_texts_whole: bool = False
+) -> Architecture:
     """Find out which parameters of the task's model are its head.
 
     The output layer is what changes shape in a twin with one label more; the rest of the head is what the loader reports as missing
-    or mismatched. Nothing is guessed by name.
+    or mismatched and, in a sentence encoder, what its last hidden states do not depend on. Nothing is guessed by name.
 
     Args:
         checkpoint: Where the weights come from.
         auto_model: `AutoModelForSequenceClassification` or its like.
         labels: Label names, (C,).
         dropout: Replaces every dropout probability in the config; None keeps the checkpoint's own.
+        reads_texts_whole: The task has one label for all tokens, so a sentence encoder's own pooling is of use to it.
 
     Raises:
         CheckpointError: The architecture has no model for the task, or the weights cannot be loaded.
     """
     config = labelled_config(checkpoint.config, labels, dropout)
-    shapes = [_parameter_shapes(auto_model, labelled_config(config, names), checkpoint.name) for names in (labels, [*labels, "one more"])]
-    output_layer = frozenset(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
-    _, info = _load(checkpoint, auto_model, config)
-    return Architecture(
-        checkpoint,
-        auto_model,
-        config,
-        output_layer,
-        frozenset(info["missing_keys"]) | _names(info["mismatched_keys"]) | output_layer,
-    )
+    if reads_texts_whole and read_pooling(checkpoint.folder) is not None:
+        return _inspect_sentence_encoder(checkpoint, auto_model, config)
+    return _inspect(checkpoint, auto_model, config)
 
 
 def build_model(architecture: Architecture, init: str, seed: int, keep_head: bool = False) -> nn.Module:
@@ -76,6 +79,13 @@ def build_model(architecture: Architecture, init: str, seed: int, keep_head: boo
     Raises:
         CheckpointError: `keep_head`, and the checkpoint's output layer has another size or is not there.
     """
+    model = _build(architecture, init, seed, keep_head)
+    if architecture.pooling == MEAN:
+        write_pooling_block(model)
+    return model
+
+
+def _build(architecture: Architecture, init: str, seed: int, keep_head: bool) -> nn.Module:
     torch.manual_seed(seed)
     if init == "scratch":
         return _from_config(architecture.auto_model, architecture.config)
@@ -87,12 +97,15 @@ def build_model(architecture: Architecture, init: str, seed: int, keep_head: boo
         raise CheckpointError(
             f"keep_head: checkpoint {checkpoint.name} has no output layer for {architecture.config.num_labels} labels to keep"
         )
+    renewed = architecture.untrained
     if loaded and not keep_head and not _same_labels(checkpoint.config, architecture.config):
+        renewed |= architecture.output_layer
+    if renewed:
         torch.manual_seed(seed)
         fresh = dict(_from_config(architecture.auto_model, architecture.config).named_parameters())
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name in architecture.output_layer:
+                if name in renewed:
                     parameter.copy_(fresh[name])
     return model
 
@@ -134,6 +147,36 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _inspect(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> Architecture:
+    output_layer = _output_layer(checkpoint, auto_model, config)
+    _, info = _load(checkpoint, auto_model, config)
+    head = frozenset(info["missing_keys"]) | _names(info["mismatched_keys"]) | output_layer
+    return Architecture(checkpoint, auto_model, config, output_layer, head)
+
+
+def _inspect_sentence_encoder(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> Architecture:
+    """Count the untrained pooler as head and, where the encoder was trained through the mean of its tokens, add a block that pools so."""
+    plain = _inspect(checkpoint, auto_model, config)
+    model, _ = _load(checkpoint, auto_model, config)
+    ids = torch.tensor([checkpoint.tokenizer("a text to try it on")["input_ids"]])
+    untrained = find_pooler(model, ids) - plain.head
+    found = replace(plain, head=plain.head | untrained, untrained=untrained)
+    if read_pooling(checkpoint.folder) != MEAN or not hasattr(config, "num_hidden_layers"):
+        return found
+    deeper = with_pooling_block(config)
+    model, _ = _load(checkpoint, auto_model, deeper)
+    fixed = write_pooling_block(model)
+    if not fixed or not pools_the_mean(model.eval(), ids):
+        return found
+    return replace(found, config=deeper, pooling=MEAN, fixed=fixed)
+
+
+def _output_layer(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> frozenset[str]:
+    names = [config.id2label[index] for index in sorted(config.id2label)]
+    shapes = [_parameter_shapes(auto_model, labelled_config(config, labels), checkpoint.name) for labels in (names, [*names, "one more"])]
+    return frozenset(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
 
 
 def _parameter_shapes(auto_model: Any, config: PretrainedConfig, name: str) -> dict[str, torch.Size]:

@@ -21,6 +21,7 @@ from hf_transfer.models.checkpoint import (
     open_checkpoint,
     sha256_of_weights,
 )
+from hf_transfer.models.pooling import with_pooling_block
 from hf_transfer.models.tuning import quiet_peft
 from hf_transfer.recipe import Task, read_yaml, task_from_dict
 from hf_transfer.tasks import functions_of
@@ -39,6 +40,8 @@ class Sidecar:
     base_revision: str | None
     base_sha256: str
     """Hash of the base's weight files."""
+    pooling: str | None = None
+    """"mean" where a fixed block that pools was added behind the base's last."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,10 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
                 f"found {checkpoint.sha256[:12]}"
             )
         config = labelled_config(checkpoint.config, sidecar.labels)
-        plain = build_model(Architecture(checkpoint, auto_model, config, frozenset(), frozenset()), "pretrained", seed=0)
+        if sidecar.pooling is not None:
+            config = with_pooling_block(config)
+        architecture = Architecture(checkpoint, auto_model, config, frozenset(), frozenset(), pooling=sidecar.pooling)
+        plain = build_model(architecture, "pretrained", seed=0)
         with quiet_peft():
             model: nn.Module = PeftModel.from_pretrained(plain, str(folder))
     else:

@@ -16,7 +16,15 @@ from hf_transfer.recipe import LoRA
 ALL_LINEAR = "all-linear"
 
 
-def apply_tuning(model: nn.Module, head: frozenset[str], tuning: str, num_blocks: int | None, lora: LoRA, peft_task_type: str) -> nn.Module:
+def apply_tuning(
+    model: nn.Module,
+    head: frozenset[str],
+    tuning: str,
+    num_blocks: int | None,
+    lora: LoRA,
+    peft_task_type: str,
+    fixed: frozenset[str] = frozenset(),
+) -> nn.Module:
     """Freeze what does not train, and add adapters where LoRA asks for them.
 
     Args:
@@ -26,6 +34,7 @@ def apply_tuning(model: nn.Module, head: frozenset[str], tuning: str, num_blocks
         num_blocks: For "top".
         lora: For "lora".
         peft_task_type: PEFT's name of the task, written into the adapter's config.
+        fixed: Names of a last block's parameters that train under no tuning.
 
     Returns:
         The model to train: `model` itself, or its `PeftModel`.
@@ -33,17 +42,16 @@ def apply_tuning(model: nn.Module, head: frozenset[str], tuning: str, num_blocks
     Raises:
         CheckpointError: The architecture cannot do it: fewer blocks than asked for, or a LoRA target that matches nothing.
     """
-    if tuning == "full":
-        return model
     if tuning == "lora":
-        return _add_lora(model, head, lora, peft_task_type)
-    trained = set(head)
+        return _add_lora(model, head, lora, peft_task_type, fixed)
+    trained = {name for name, _ in model.named_parameters()} - fixed if tuning == "full" else set(head)
     if tuning == "top":
         assert num_blocks is not None
         prefix, blocks = find_blocks(model)
-        if num_blocks > len(blocks):
-            raise CheckpointError(f"tuning 'top' with {num_blocks} blocks: this architecture has {len(blocks)} ({prefix})")
-        last = tuple(f"{prefix}.{index}." for index in range(len(blocks) - num_blocks, len(blocks)))
+        end = len(blocks) - bool(fixed)
+        if num_blocks > end:
+            raise CheckpointError(f"tuning 'top' with {num_blocks} blocks: this architecture has {end} ({prefix})")
+        last = tuple(f"{prefix}.{index}." for index in range(end - num_blocks, end))
         trained |= {name for name, _ in model.named_parameters() if name.startswith(last)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -109,7 +117,7 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type: str) -> nn.Module:
+def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type: str, fixed: frozenset[str]) -> nn.Module:
     """Wrap a model with adapters outside the head and save the head's modules whole.
 
     PEFT's own defaults put adapters on the random classifier, or refuse: so the head's modules go into `modules_to_save` and, as a
@@ -119,7 +127,8 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
         CheckpointError: A target matches nothing, or PEFT would train other whole modules than the head.
     """
     head_modules = find_head_modules(model, head)
-    excluded = rf"({'|'.join(re.escape(name) for name in head_modules)})(\..+)?"
+    untouched = [*head_modules, *find_head_modules(model, fixed)]
+    excluded = rf"({'|'.join(re.escape(name) for name in untouched)})(\..+)?"
     _check_targets(model, lora.target_modules, excluded)
     config = LoraConfig(
         r=lora.r,

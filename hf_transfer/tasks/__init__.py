@@ -1,7 +1,8 @@
 """Tasks: a module of functions each, with the same names, so that whoever trains, predicts or saves need not know which task it is.
 
 - `AUTO_MODEL`, `PEFT_TASK_TYPE`, `MANY_ITEMS` (a row has several labels)
-- data: `choose_columns` (the roles it fills), `read` (splits -> label names and examples), `check_labels` (enough to learn from)
+- data: `choose_columns` (the roles it fills), `read` (splits -> label names and examples), `check_labels` (enough to learn from),
+  `count_labels`
 - model input: `prepare_tokenizer`, `encode` (inputs -> windows), `collate` (windows -> tensors), `long_input` (one of many tokens)
 - model output: `item_logits` (a row an item), `class_weights` (by name -> by class id), `decode` (probabilities -> class ids)
 - a trained model: `to_inputs` (what a user passes -> inputs), `to_answers` (probabilities -> what a user gets)

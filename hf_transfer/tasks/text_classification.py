@@ -73,6 +73,12 @@ def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
     check_classes(corpus, names)
 
 
+def count_labels(labels: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, int]:
+    """Count the rows of each class."""
+    counts = np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *labels]), minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
 def class_weights(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
     """Give the weight of each class, (C,) float64, from weights by label name; others 1.
 

@@ -1,6 +1,7 @@
 """Token classification: words in, a BIO tag for each out; the entities they spell are the answer."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,13 @@ def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
     outside = names.index(OUTSIDE)
     if all((labels == outside).all() for labels in corpus.train.labels):
         raise DataError(f"the {len(corpus.train)} training rows hold no entity: every word is tagged {OUTSIDE}")
+
+
+def count_labels(labels: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, int]:
+    """Count the entities of each type."""
+    types = dict.fromkeys(type_of(name) for name in names if name != OUTSIDE)
+    found = Counter(entity.type for row in labels for entity in find_entities([names[tag] for tag in row]))
+    return {name: found[name] for name in types}
 
 
 def class_weights(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What the hardware does well: precision "auto", padded tokens of a micro-batch, peak memory."""
 
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -47,6 +48,18 @@ def default_micro_batch_tokens(accelerator: Accelerator) -> int:
     return CPU_MICRO_BATCH_TOKENS if accelerator.device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
 
 
+def device_memory_bytes(accelerator: Accelerator) -> int:
+    """Give the memory of the device: the GPU's own, or this machine's."""
+    if accelerator.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(accelerator.device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def process_memory_bytes() -> int:
+    """Give what this process holds in memory now; its peak, where the system does not say."""
+    return _status_bytes("VmRSS:")
+
+
 def reset_peak_memory(accelerator: Accelerator) -> None:
     """Start measuring peak memory anew."""
     if accelerator.device.type == "cuda":
@@ -61,8 +74,12 @@ def peak_memory_bytes(accelerator: Accelerator) -> int:
     """Give the peak since `reset_peak_memory`: allocated on a GPU, resident in this process on a CPU."""
     if accelerator.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    return _status_bytes("VmHWM:")
+
+
+def _status_bytes(field: str) -> int:
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(field):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

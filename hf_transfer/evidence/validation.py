@@ -1,0 +1,164 @@
+"""What a run would do, without training: data, labels, lengths, checkpoint, arms and the memory they take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hf_transfer.data.roles import Budget
+from hf_transfer.evidence.study import Rows, Study, build_arm, longest_windows, prepare_study
+from hf_transfer.models.build import count_parameters
+from hf_transfer.models.memory import MemoryEstimate, estimate_memory
+from hf_transfer.models.tuning import set_training_mode
+from hf_transfer.recipe import Arm, Recipe
+from hf_transfer.tasks.items import item_losses, lay_out
+from hf_transfer.training.device import default_micro_batch_tokens, device_memory_bytes, make_accelerator, process_memory_bytes
+
+LENGTH_SAMPLE = 2000
+"""Rows whose whole length is looked at."""
+NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of rows before any is cut, special tokens included; of a sample where there are many."""
+
+    median: int
+    percentile_95: int
+    longest: int
+    share_too_long: float
+    """Rows longer than `max_length`: cut, or read in several windows."""
+    rows_looked_at: int
+
+
+@dataclass(frozen=True)
+class ArmFindings:
+    """What an arm would take."""
+
+    name: str
+    arm: Arm
+    trainable_parameters: int
+    total_parameters: int
+    memory: MemoryEstimate
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What validating a recipe found. `str()` of it is for people."""
+
+    study: Study
+    label_counts: dict[str, int]
+    """Of the training rows: rows a class, or entities a type."""
+    lengths: Lengths
+    train_rows: dict[Budget, tuple[int, int]]
+    """Budget -> training and validation rows."""
+    arms: list[ArmFindings]
+    base_memory: int
+    """Bytes the program takes before any training, on a CPU."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{title:12}{text}" for title, text in self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        study, corpus, task = self.study, self.study.corpus, self.study.recipe.task
+        checkpoint, lengths = study.architecture.checkpoint, self.lengths
+        validation = f", {len(corpus.validation):,} validation" if corpus.validation else ""
+        columns = ", ".join(f"{role} from '{column}'" for role, column in task.columns.items())
+        counted = ", ".join(f"{name} {count:,}" for name, count in sorted(self.label_counts.items(), key=lambda entry: -entry[1])[:12])
+        more = f", ... ({len(self.label_counts)} in all)" if len(self.label_counts) > 12 else ""
+        too_long = "read in several windows" if study.task.MANY_ITEMS else f"cut (the {study.recipe.to_dict()['task']['keep']} kept)"
+        sample = f" in a sample of {lengths.rows_looked_at:,}" if lengths.rows_looked_at < len(corpus.train) else ""
+        bound = f", reads {checkpoint.max_length:,} tokens" if checkpoint.max_length else ""
+        pooling = "; its mean pooling is added as a block" if study.architecture.pooling else ""
+        lines = [
+            ("data", f"{study.recipe.data.source}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows"),
+            ("", f"test rows are {corpus.test_origin}; {columns}"),
+            ("", f"{corpus.dropped_rows:,} training rows dropped, {corpus.overlap_rows:,} stand in test too"),
+            ("labels", f"{len(study.labels)}; in training: {counted}{more}"),
+            ("lengths", f"median {lengths.median}, 95 % up to {lengths.percentile_95}, longest {lengths.longest:,} tokens{sample}"),
+            ("", f"{lengths.share_too_long:.1%} are longer than max_length {task.max_length} and {too_long}"),
+        ]
+        lines += [
+            ("budgets" if index == 0 else "", f"{budget}: {train:,} rows train, {validating:,} validate")
+            for index, (budget, (train, validating)) in enumerate(self.train_rows.items())
+        ]
+        model = type(study.architecture.config).__name__.removesuffix("Config")
+        total = self.arms[0].total_parameters
+        lines.append(("checkpoint", f"{checkpoint.name}: {model}, {total / 1e6:.1f} M parameters{bound}{pooling}"))
+        largest = max(train for train, _ in self.train_rows.values())
+        on_gpu = study.accelerator.device.type != "cpu"
+        for index, found in enumerate(self.arms):
+            updates = -(-largest // study.recipe.training.batch_size) * found.arm.num_epochs
+            memory = found.memory.total(study.max_tokens) + (0 if on_gpu else self.base_memory)
+            text = (
+                f"{found.name:9}{found.trainable_parameters / 1e6:8.3f} M train, {updates:,} updates, rate {found.arm.learning_rate:g}, "
+                f"about {memory / 2**30:.1f} GiB"
+            )
+            lines.append(("arms" if index == 0 else "", text))
+        available = device_memory_bytes(study.accelerator) / 2**30
+        where = f"{study.accelerator.device.type} with {available:.0f} GiB"
+        lines.append(("memory", f"at {study.max_tokens:,} padded tokens a micro-batch, on this {where}"))
+        return lines
+
+
+def validate(
+    recipe: Recipe,
+    arms: Sequence[str],
+    budgets: Sequence[Budget],
+    seeds: Sequence[int],
+    max_test_rows: int | None = None,
+    local_files_only: bool = False,
+) -> Findings:
+    """Prepare a run as `run_grid` does, and measure what it would take; nothing is trained or written.
+
+    Raises:
+        TransferError: What `run_grid` would refuse.
+    """
+    accelerator = make_accelerator(recipe.training.precision)
+    max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
+    study = prepare_study(recipe, arms, budgets, seeds, accelerator, max_tokens, max_test_rows, local_files_only)
+    base_memory = process_memory_bytes()
+    return Findings(
+        study=study,
+        label_counts=study.task.count_labels(study.train.examples.labels, study.labels),
+        lengths=_lengths(study, study.train),
+        train_rows={budget: (len(train), len(validation)) for budget in budgets for train, validation in [study.draw(budget, seeds[0])]},
+        arms=[_arm_findings(study, name) for name in arms],
+        base_memory=base_memory,
+    )
+
+
+def _lengths(study: Study, rows: Rows) -> Lengths:
+    picked = np.random.default_rng(0).permutation(len(rows))[:LENGTH_SAMPLE]
+    inputs = [rows.examples.inputs[position] for position in picked]
+    whole = study.task.encode(study.architecture.checkpoint.tokenizer, inputs, replace(study.recipe.task, max_length=NO_LIMIT))
+    lengths = lay_out(whole).lengths
+    return Lengths(
+        median=int(np.median(lengths)),
+        percentile_95=int(np.quantile(lengths, 0.95)),
+        longest=int(lengths.max()),
+        share_too_long=float((lengths > study.recipe.task.max_length).mean()),
+        rows_looked_at=len(picked),
+    )
+
+
+def _arm_findings(study: Study, name: str) -> ArmFindings:
+    arm, task = study.recipe.arms[name], study.recipe.task
+    model = build_arm(study.architecture, arm, 0, study.task.PEFT_TASK_TYPE)
+    set_training_mode(model)
+    half = study.accelerator.mixed_precision != "no"
+
+    def loss_of(num_rows: int) -> torch.Tensor:
+        windows = longest_windows(study.architecture, task, num_rows)
+        arguments = study.collate(windows)
+        # As in a real micro-batch, some of it is padding.
+        arguments["attention_mask"][:, -1] = 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = study.task.item_logits(model(**arguments).logits, windows)
+        return item_losses(logits, torch.zeros(len(logits), dtype=torch.long)).sum()
+
+    memory = estimate_memory(
+        model, loss_of, task.max_length, study.recipe.training.optimizer, on_gpu=study.accelerator.device.type != "cpu"
+    )
+    return ArmFindings(name, arm, *count_parameters(model), memory)

@@ -1,0 +1,216 @@
+"""The flags of `run` and its like: argv and config files -> a recipe and what to run of it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from hf_transfer import api
+from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
+from hf_transfer.errors import ConfigError, did_you_mean, listed
+from hf_transfer.recipe import DataConfig, Recipe, read_yaml
+
+RUN_DEFAULTS = {"arms", "budgets", "seeds", "max_test_rows"}
+"""What a config file's `run` section may hold: flags that are no field of the recipe."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations, whose mistakes are a `ConfigError`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse all arguments.
+
+        Raises:
+            ConfigError: A flag is unknown (suggests the nearest) or its value cannot be read.
+        """
+        flags, unknown = self.parse_known_args(arguments)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            what = "flag" if unknown[0].startswith("-") else "argument"
+            raise ConfigError(f"unknown {what} '{unknown[0]}'{did_you_mean(unknown[0].split('=')[0], known) or '; --help lists the flags'}")
+        return flags
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong as a `ConfigError`."""
+        raise ConfigError(f"{message}; --help lists the flags")
+
+
+def resolve(recipe: Recipe, flags: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> tuple[Recipe, dict[str, Any]]:
+    """Apply a config file and flags to a recipe; where nothing of it needs the Hub, or the Hub does not answer, switch it off.
+
+    Args:
+        recipe: What to start from.
+        flags: Of the command line.
+        defaults: The `run` section of a YAML recipe; that of `--config` and the flags come over it.
+
+    Returns:
+        The recipe, and what to run of it: arguments of `api.run`.
+
+    Raises:
+        ConfigError: A flag or a field cannot be meant.
+    """
+    config = read_yaml(Path(flags.config)) if flags.config else {}
+    given = {name: value for name in RUN_DEFAULTS if (value := getattr(flags, name)) is not None}
+    chosen = {**(defaults or {}), **pop_run_section(config, flags.config), **given}
+    recipe = apply_flags(with_config(recipe, config, flags), flags, chosen.get("arms"))
+    _set_offline(recipe)
+    return recipe, chosen
+
+
+def named_recipe(flags: argparse.Namespace) -> tuple[Recipe, dict[str, Any]]:
+    """Give the recipe that `NAME` and the flags ask for, and what to run of it.
+
+    Raises:
+        ConfigError: There is none, or a flag cannot be meant.
+    """
+    if flags.name is None and flags.config is None:
+        raise ConfigError(f"name a recipe ({listed(api.recipe_names())}), or a file with --config")
+    if flags.name is not None and not flags.name.endswith((".yaml", ".yml")):
+        return resolve(api.load_recipe(flags.name), flags)
+    # A YAML file is a whole recipe with a `run` section of its own.
+    file = flags.name or flags.config
+    flags.config = flags.config if flags.name else None
+    values = read_yaml(Path(file))
+    defaults = pop_run_section(values, file)
+    return resolve(Recipe.from_dict(values), flags, defaults)
+
+
+def pop_run_section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take the `run` section out of a config: flags that are no field of the recipe.
+
+    Raises:
+        ConfigError: It holds anything else.
+    """
+    section = config.pop("run", None) or {}
+    if not isinstance(section, dict) or set(section) - RUN_DEFAULTS:
+        found = listed(section) if isinstance(section, dict) else repr(section)
+        raise ConfigError(f"{name}: `run` must be a mapping of {listed(sorted(RUN_DEFAULTS))}, found {found}")
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def with_config(recipe: Recipe, config: Mapping[str, Any], flags: argparse.Namespace) -> Recipe:
+    """Lay a config over a recipe, and swap in the data that `--dataset` or `--embedded` names.
+
+    Another dataset has other columns and labels, so nothing that was said of the former one is carried over: what a config says
+    of the data is kept only where it names no data of its own.
+    """
+    data = config.get("data")
+    if isinstance(data, dict) and data.get("source"):
+        return _swap_data(recipe.merge(config), flags)
+    return _swap_data(recipe, flags).merge(config)
+
+
+def _swap_data(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
+    source = flags.dataset
+    if source is None and flags.embedded and recipe.data.source is not None:
+        source = EMBEDDED + recipe.name
+    if source is None:
+        return recipe
+    roles = {role: role for role in recipe.task.columns}
+    return replace(recipe, data=DataConfig(source=source, columns=roles, drop_overlap=recipe.data.drop_overlap))
+
+
+def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] | None) -> Recipe:
+    """Give the recipe that flags ask for; `--set` comes last.
+
+    Args:
+        recipe: With its data and config.
+        flags: Of the command line.
+        arms: The selected arms, which `--epochs` and `--learning-rate` apply to; None = the standard ones.
+
+    Raises:
+        ConfigError: A flag cannot be meant.
+    """
+    changes: dict[str, Any] = {"checkpoint": api.EMBEDDED_TEXT_CHECKPOINT} if flags.embedded else {}
+    for flag, path in (
+        ("checkpoint", "checkpoint"),
+        ("dataset_config", "data.config"),
+        ("batch_size", "training.batch_size"),
+        ("max_length", "task.max_length"),
+        ("precision", "training.precision"),
+    ):
+        if getattr(flags, flag) is not None:
+            changes[path] = getattr(flags, flag)
+    for flag, field in (("epochs", "num_epochs"), ("learning_rate", "learning_rate")):
+        if getattr(flags, flag) is not None:
+            changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in api.check_arms(recipe, arms)})
+    if flags.columns:
+        changes["data.columns"] = recipe.data.columns | dict(_pairs(flags.columns, "--columns role=column"))
+    for path, text in _pairs(flags.set or [], "--set field=value"):
+        try:
+            changes[path] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {path}: '{text}' is no YAML value") from None
+    return recipe.override(changes)
+
+
+def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> None:
+    """Add the flags of `run`."""
+    arms = f" ({', '.join(recipe.arms)})" if recipe else ""
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--arms", nargs="+", metavar="ARM", help=f"arms of the recipe{arms}; default scratch head lora full")
+    what.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one training each; default 0")
+    what.add_argument(
+        "--budgets",
+        nargs="+",
+        metavar="ROWS",
+        help="labelled rows an arm may use, for training and validation together; default all",
+    )
+    what.add_argument("--checkpoint", metavar="ID_OR_FOLDER", help="pretrained checkpoint instead of the recipe's")
+    what.add_argument(
+        "--embedded",
+        action="store_true",
+        help="use the small data and checkpoint that come with the package: no Hub needed",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        metavar="ID_OR_PATH",
+        help="Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL) or folder of train / validation / test files",
+    )
+    data.add_argument("--dataset-config", metavar="C", help="configuration of a Hub dataset")
+    data.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="columns by role: text=review label=stars")
+    data.add_argument("--max-test-rows", type=int, metavar="N", help="test on one fixed random sample of N rows")
+    how = parser.add_argument_group("how to train")
+    how.add_argument("--epochs", type=int, metavar="N", help="for every selected arm")
+    how.add_argument("--batch-size", type=int, metavar="N", help="rows per update, over all processes")
+    how.add_argument("--learning-rate", type=float, metavar="X", help="peak, for every selected arm")
+    how.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
+    how.add_argument("--precision", metavar="P", help="auto, bf16, fp16 or fp32")
+    how.add_argument("--config", metavar="FILE.yaml", help="recipe fields laid over the recipe; a run's recipe.yaml repeats that run")
+    how.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        metavar="FIELD=VALUE",
+        help="any field of the recipe: arms.lora.lora.r=16 (repeatable)",
+    )
+
+
+def _set_offline(recipe: Recipe) -> None:
+    """Before the first Hugging Face import: switch the Hub off where nothing needs it, or where it does not answer."""
+    needed = [
+        name
+        for name, is_local in ((recipe.checkpoint, is_local_checkpoint), (recipe.data.source or "", is_local_dataset))
+        if name and not is_local(name)
+    ]
+    if is_offline() or (needed and hub_answers()):
+        return
+    if needed:
+        print(f"the Hub does not answer: looking for {listed(needed)} in the cache", file=sys.stderr)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _pairs(words: Sequence[str], form: str) -> list[tuple[str, str]]:
+    for word in words:
+        if "=" not in word or word.startswith("="):
+            raise ConfigError(f"expected {form}, found '{word}'")
+    return [(name, value) for name, _, value in (word.partition("=") for word in words)]
