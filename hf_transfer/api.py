@@ -65,7 +65,7 @@ def run(
     from hf_transfer.evidence.grid import run_grid
 
     folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
-    run_grid(recipe, *plan, output_dir=folder, local_files_only=_cache_only(recipe))
+    run_grid(recipe, *plan, folder, local_files_only=_cache_only(recipe))
     return Comparison(folder)
 
 

@@ -8,8 +8,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import csv
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,30 @@ def make_rows(num_rows: int, seed: int = 0, topics: tuple[str, ...] = tuple(TOPI
         rows.append({"text": " ".join(words) + f" {index}", "label": label})
     rng.shuffle(rows)
     return rows
+
+
+def make_sentences(num_rows: int, seed: int = 0) -> list[dict[str, list[str]]]:
+    """Make sentences of 2 to 25 words in which two kinds of names, of one to three words, stand among fillers; some hold none."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(num_rows):
+        words, tags = [], []
+        while len(words) < rng.randint(2, 25):
+            if rng.random() < 0.2:
+                kind = rng.choice(["boats", "chess"])
+                name = [rng.choice(TOPICS[kind].split()) for _ in range(rng.randint(1, 3))]
+                words += name
+                tags += [f"{'I' if place else 'B'}-{kind}" for place in range(len(name))]
+            words.append(rng.choice(FILLERS))
+            tags.append("O")
+        rows.append({"tokens": [*words, str(index)], "ner_tags": [*tags, "O"]})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write an object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -77,6 +103,30 @@ def save_tiny_bert(folder: Path, **settings: object) -> Path:
     return folder
 
 
+def save_byte_level_tokenizer(folder: Path, like: str) -> None:
+    """Save a byte-level tokenizer that keeps a word's blank with it, as "roberta" or as "modernbert" come."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, RobertaTokenizer
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator([" ".join([*FILLERS, *TOPICS.values()])] * 3, trainer)
+    if like == "roberta":
+        model = json.loads(backend.to_str())["model"]
+        tokenizer = RobertaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        )
+        names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of a tiny random BERT encoder without a classifier."""
@@ -89,4 +139,13 @@ def topics_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("topics")
     write_csv(folder / "train.csv", make_rows(90, seed=1))
     write_csv(folder / "test.csv", make_rows(31, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def names_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with train.jsonl (60 sentences) and test.jsonl (31), of words and tags."""
+    folder = tmp_path_factory.mktemp("names")
+    write_jsonl(folder / "train.jsonl", make_sentences(60, seed=1))
+    write_jsonl(folder / "test.jsonl", make_sentences(31, seed=2))
     return folder

@@ -25,8 +25,8 @@ def run_grid(
     arms: Sequence[str],
     budgets: Sequence[Budget],
     seeds: Sequence[int],
+    max_test_rows: int | None,
     output_dir: Path,
-    max_test_rows: int | None = None,
     local_files_only: bool = False,
 ) -> None:
     """Train every cell and write the run folder; nothing is written before the whole run is known to be possible.
@@ -36,8 +36,8 @@ def run_grid(
         arms: Names of arms of the recipe.
         budgets: Rows, or "all".
         seeds: One training each.
-        output_dir: The run folder; must hold nothing yet.
         max_test_rows: Sample size of the test rows, None = all.
+        output_dir: The run folder; must hold nothing yet.
         local_files_only: Take Hub ids from the cache.
 
     Raises:

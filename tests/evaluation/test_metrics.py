@@ -2,9 +2,11 @@ import warnings
 
 import numpy as np
 import pytest
+from seqeval import metrics as seqeval
+from seqeval.scheme import IOB2
 from sklearn import metrics as sk
 
-from hf_transfer.evaluation.evaluate_metrics import Accuracy, ExpectedCalibrationError, MacroF1, MatthewsCorrelation
+from hf_transfer.evaluation.evaluate_metrics import Accuracy, EntityF1, ExpectedCalibrationError, MacroF1, MatthewsCorrelation
 from hf_transfer.evaluation.metrics import METRICS, Predictions
 
 METRIC = METRICS["text-classification"]
@@ -72,3 +74,35 @@ def test_as_evaluate_metrics() -> None:
             metric.compute(references=[], predictions=[])
     found = ExpectedCalibrationError().compute(references=references, predictions=predictions, probabilities=probabilities)
     assert found == {"ece": pytest.approx(expected["ece"])}
+
+
+TAGS = ["O", "B-a", "I-a", "B-b", "I-b", "B-a b-c", "I-a b-c"]
+
+
+def sentences(seed: int, num_rows: int = 40) -> tuple[Predictions, list[list[str]], list[list[str]]]:
+    """Make random tags, legal and illegal, of which predictions repeat about half."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 12, num_rows)
+    references = rng.integers(len(TAGS), size=lengths.sum())
+    predictions = np.where(rng.random(lengths.sum()) < 0.6, references, rng.integers(len(TAGS), size=lengths.sum()))
+    first_item = np.concatenate([[0], np.cumsum(lengths)])
+    named = [[[TAGS[tag] for tag in row] for row in np.split(tags, first_item[1:-1])] for tags in (references, predictions)]
+    return Predictions(TAGS, references, predictions, np.zeros((len(references), 7)), first_item), *named
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_entity_metrics_are_seqevals_strict_ones(seed: int) -> None:
+    predicted, references, predictions = sentences(seed)
+    found = METRICS["token-classification"].of(predicted)
+    strict = {"mode": "strict", "scheme": IOB2, "zero_division": 0}
+    assert found["f1"] == pytest.approx(seqeval.f1_score(references, predictions, **strict), abs=1e-12)
+    assert found["precision"] == pytest.approx(seqeval.precision_score(references, predictions, **strict), abs=1e-12)
+    assert found["recall"] == pytest.approx(seqeval.recall_score(references, predictions, **strict), abs=1e-12)
+    assert found["accuracy"] == pytest.approx(seqeval.accuracy_score(references, predictions), abs=1e-12)
+    assert 0 < found["f1"] < 1
+    assert EntityF1().compute(references=references, predictions=predictions) == pytest.approx(found)
+
+
+def test_nothing_to_find_is_no_division_by_zero() -> None:
+    nothing = Predictions(["O"], np.zeros(3, dtype=int), np.zeros(3, dtype=int), np.ones((3, 1)), np.array([0, 3, 3]))
+    assert METRICS["token-classification"].of(nothing) == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}

@@ -1,0 +1,54 @@
+"""The memory model against the definition: what a forward keeps for its backward."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from hf_transfer.models.memory import TRANSIENT_TENSORS, estimate_memory
+
+
+class Stack(nn.Module):
+    """Two Linears and a ReLU with dropout before each, of width D: what they keep can be counted by hand."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.second(self.dropout(torch.relu(self.first(rows))))
+
+
+def losses(model: Stack, tokens: int) -> Callable[[int], torch.Tensor]:
+    return lambda num_rows: model(torch.zeros(num_rows, tokens, model.width)).sum()
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_what_two_linears_keep(on_gpu: bool) -> None:
+    model = Stack().train()
+    found = estimate_memory(model, losses(model, 10), 10, "adamw", on_gpu=on_gpu)
+    parameters = 2 * (64 * 64 + 64)
+    assert (found.weights, found.gradients, found.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    element = 10 * 64
+    if on_gpu:
+        # The input, the ReLU's output, a mask of a byte an element; and what passes through.
+        assert found.activations_per_row == (2 * 4 + 1 + TRANSIENT_TENSORS * 4) * element
+    assert found.total(100) == 16 * parameters + 10 * found.activations_per_row
+    assert found.total(5) == 16 * parameters + found.activations_per_row, "a row longer than the micro-batch stands alone"
+    assert model.training
+    assert model.dropout.training
+
+
+def test_what_is_frozen_takes_no_gradient_and_keeps_nothing_below() -> None:
+    model = Stack().eval()
+    model.first.requires_grad_(False)
+    whole = Stack().eval()
+    full = estimate_memory(whole, losses(whole, 10), 10, "sgd", on_gpu=False)
+    found = estimate_memory(model, losses(model, 10), 10, "sgd", on_gpu=False)
+    trainable = 64 * 64 + 64
+    assert (found.gradients, found.optimizer) == (4 * trainable, 4 * trainable)
+    assert found.weights == full.weights
+    assert found.activations_per_row < full.activations_per_row

@@ -1,0 +1,135 @@
+"""Sentence encoders: their mean pooling as a block that plain transformers reads, and their untrained pooler as head."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, DistilBertConfig, MPNetConfig, RobertaConfig
+
+import hf_transfer as ht
+from hf_transfer.evidence.study import build_arm, check_arm
+from hf_transfer.models.build import Architecture, build_model, inspect, quiet_loading
+from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.models.pooling import pools_the_mean
+from hf_transfer.models.saved import Sidecar, load_saved, save_model
+from hf_transfer.models.tuning import find_blocks, set_training_mode
+from tests.conftest import save_tiny_bert
+
+INPUTS = {
+    "input_ids": torch.tensor([[2, 9, 10, 11, 3], [2, 12, 3, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+POOLER = {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+
+
+def sentence_encoder(folder: Path, **pooling: object) -> Path:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    return folder
+
+
+def inspected(folder: Path) -> Architecture:
+    return inspect(open_checkpoint(str(folder)), AutoModelForSequenceClassification, ["a", "b", "c"], reads_texts_whole=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sentence_encoder(save_tiny_bert(tmp_path_factory.mktemp("pooling") / "mean"), pooling_mode_mean_tokens=True)
+
+
+def test_the_head_reads_the_mean_of_the_last_hidden_states(folder: Path) -> None:
+    architecture = inspected(folder)
+    assert (architecture.pooling, architecture.config.num_hidden_layers) == ("mean", 3)
+    assert architecture.untrained == POOLER
+    assert architecture.head == POOLER | {"classifier.weight", "classifier.bias"}
+    assert architecture.fixed
+    assert all(name.startswith("bert.encoder.layer.2.") for name in architecture.fixed)
+    model = build_model(architecture, "pretrained", 0).eval()
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(**INPUTS).last_hidden_state
+        mask = INPUTS["attention_mask"][..., None]
+        mean = torch.nn.functional.layer_norm((states * mask).sum(1) / mask.sum(1), (32,))
+        expected = model.classifier(torch.tanh(model.bert.pooler.dense(mean)))
+        assert torch.allclose(model(**INPUTS).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("init", ["pretrained", "scratch"])
+def test_every_model_of_the_architecture_pools(folder: Path, init: str) -> None:
+    model = build_model(inspected(folder), init, 0).eval()
+    assert pools_the_mean(model, INPUTS["input_ids"][:1])
+    set_training_mode(model)
+    block = find_blocks(model)[1][-1]
+    assert all(module.p == 0 for module in block.modules() if isinstance(module, torch.nn.Dropout)), "a fixed operation drops nothing"
+
+
+def test_the_pooler_starts_anew_from_the_seed(folder: Path) -> None:
+    architecture = inspected(folder)
+    first, again, other = (build_model(architecture, "pretrained", seed).bert.pooler.dense.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, AutoModel.from_pretrained(folder).pooler.dense.weight)
+
+
+@pytest.mark.parametrize("tuning", ["full", "head", "top", "lora"])
+def test_the_block_never_trains_and_a_saved_model_is_a_plain_one(folder: Path, tuning: str, tmp_path: Path) -> None:
+    architecture = inspected(folder)
+    arm = ht.Arm(tuning=tuning, learning_rate=1e-3, num_epochs=1, num_blocks=2 if tuning == "top" else None)
+    check_arm(architecture, arm, "SEQ_CLS")
+    model = build_arm(architecture, arm, 0, "SEQ_CLS")
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not [name for name in trainable if ".layer.2." in name]
+    if tuning == "top":
+        assert any(".layer.0." in name for name in trainable), "blocks are counted from the last of the checkpoint's own"
+    set_training_mode(model)
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-2)
+    model(**INPUTS).logits.logsumexp(1).sum().backward()
+    optimizer.step()
+    checkpoint = architecture.checkpoint
+    task = dataclasses.asdict(ht.TextClassification())
+    sidecar = Sidecar(task, ["a", "b", "c"], checkpoint.base_id, checkpoint.revision, checkpoint.sha256, architecture.pooling)
+    save_model(model, checkpoint.tokenizer, sidecar, tmp_path / "model")
+    with torch.no_grad():
+        expected = model.eval()(**INPUTS).logits
+        loaded = load_saved(str(tmp_path / "model"), base=str(folder) if tuning == "lora" else None).model
+        assert torch.allclose(loaded(**INPUTS).logits, expected, atol=1e-6)
+        if tuning != "lora":
+            with quiet_loading():
+                plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+            assert torch.allclose(plain(**INPUTS).logits, expected, atol=1e-6)
+
+
+def test_another_pooling_counts_the_pooler_as_head_and_adds_nothing(tmp_path: Path) -> None:
+    architecture = inspected(sentence_encoder(save_tiny_bert(tmp_path / "cls"), pooling_mode_cls_token=True))
+    assert (architecture.pooling, architecture.config.num_hidden_layers, architecture.fixed) == (None, 2, frozenset())
+    assert architecture.untrained == POOLER
+
+
+def test_an_ordinary_checkpoint_keeps_its_pooler(tiny_bert: Path) -> None:
+    architecture = inspected(tiny_bert)
+    assert (architecture.pooling, architecture.untrained) == (None, frozenset())
+    assert architecture.head == {"classifier.weight", "classifier.bias"}
+
+
+SHAPE = {"vocab_size": 71, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        (RobertaConfig(**SHAPE, max_position_embeddings=64), "mean"),
+        (MPNetConfig(**SHAPE, max_position_embeddings=64), None),
+        (DistilBertConfig(vocab_size=71, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64), None),
+    ],
+    ids=["roberta", "mpnet", "distilbert"],
+)
+def test_other_encoders_pool_where_their_blocks_are_built_alike(tmp_path: Path, config: object, pooling: str | None) -> None:
+    folder = sentence_encoder(save_tiny_bert(tmp_path / "other"), pooling_mode_mean_tokens=True)
+    with quiet_loading():
+        AutoModel.from_config(config).save_pretrained(folder)
+    architecture = inspected(folder)
+    assert architecture.pooling == pooling
+    assert bool(architecture.fixed) == (pooling is not None)
+    assert not any(".layer." in name for name in architecture.head)
+    build_arm(architecture, ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=1), 0, "SEQ_CLS")
