@@ -15,7 +15,7 @@ import hf_transfer as ht
 from hf_transfer import cli
 from hf_transfer import flags as flags_module
 from hf_transfer.data import hub
-from tests.conftest import make_rows, save_tiny_bert, write_csv
+from tests.conftest import make_rows, make_sentences, save_tiny_bert, write_csv, write_jsonl
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,8 +49,8 @@ def refused(result: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rum", "newsgroups"], "no verb 'rum', there are run; did you mean 'run'?"),
-        (["run"], "name a recipe (newsgroups, text)"),
+        (["rum", "newsgroups"], "no verb 'rum', there are run, validate, new, ls; did you mean 'run'?"),
+        (["run"], "name a recipe (ner, newsgroups, sentiment, text)"),
         (["run", "newsgrups"], "no recipe 'newsgrups'"),
         (["run", "newsgrups"], "did you mean 'newsgroups'?"),
         (["run", "mine.py"], "recipe file mine.py does not exist"),
@@ -108,6 +108,29 @@ def refused(result: tuple[int, str, str]) -> str:
         (["run", "newsgroups", "--embedded", "--output-dir", ""], "--output-dir must not be empty"),
         (["run", "newsgroups", "--checkpoint", ""], "checkpoint: must not be empty"),
         (["run", "text"], "recipe text names no data: give --dataset"),
+        (["run", "sentiment", "--set", "task.keep=ends"], "task.keep: expected 'head', 'tail' or 'both', found 'ends'"),
+        (["run", "sentiment", "--set", "training.sampling=even"], "training.sampling: expected 'shuffled' or 'balanced', found 'even'"),
+        (["run", "ner", "--set", "task.loss_per=words"], "task.loss_per: expected 'word' or 'row', found 'words'; did you mean 'word'?"),
+        (["run", "ner", "--set", "task.lenght=9"], "task.lenght: unknown key; did you mean 'max_length'?"),
+        (["run", "ner", "--set", "task.kind=token-clasification"], "did you mean 'token-classification'?"),
+        (["run", "ner", "--set", "task.text=body"], "text and spans belong together"),
+        (
+            ["run", "ner", "--columns", "token=words"],
+            "unknown role 'token', roles are tokens, ner_tags, text, spans; did you mean 'tokens'?",
+        ),
+        (["run", "ner", "--embedded", "--budgets", "9"], "a budget of 9 rows is too small to train and validate on: at least 10"),
+        (["run", "ner", "--embedded", "--set", "training.sampling=balanced"], "sampling 'balanced' needs one label a row"),
+        (["run", "ner", "--embedded", "--set", "training.class_weights={persn: 2}"], "names 'persn', entity types are"),
+        (["run", "ner", "--embedded", "--set", "training.class_weights={persn: 2}"], "did you mean 'person'?"),
+        (["validate"], "name a recipe (ner, newsgroups"),
+        (["validate", "ner", "--output-dir", "x"], "unknown flag '--output-dir'"),
+        (["validate", "newsgroups", "--embedded", "--budgets", "5000"], "more than the 256 training rows"),
+        (["new"], "the following arguments are required: FILE.py, --from"),
+        (["new", "mine", "--from", "ner"], "a recipe file is called NAME.py, of letters, digits, . _ and -, found 'mine'"),
+        (["new", "my recipe.py", "--from", "ner"], "found 'my recipe.py'"),
+        (["new", "mine.py", "--from", "nerr"], "no recipe 'nerr'"),
+        (["new", "nowhere/mine.py", "--from", "ner"], "cannot write nowhere/mine.py: No such file or directory"),
+        (["ls", "ner"], "unknown argument 'ner'"),
         (["run", "text", "--embedded"], "recipe text names no data: give --dataset"),
         (["run", "text", "--embedded", "--dataset", "reviews.csv"], "no file or folder reviews.csv"),
         (["run", "newsgroups", "--embedded", "--precision", "fp16"], "precision fp16 needs a GPU"),
@@ -373,3 +396,109 @@ def test_a_recipe_file_takes_the_same_flags(capsys: pytest.CaptureFixture[str], 
         cli.main(cli.api.load_recipe("newsgroups"))
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: unknown flag '--budget'; did you mean '--budgets'?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.conll", "Ann PERSON\nran O\n\n" * 12, "train row 0 has the tag 'PERSON', expected O, or B-TYPE and I-TYPE"),
+        ("x.conll", "Ann B-x\nran\n", "x.conll is malformed: line 2 has 1 ('ran')"),
+        (
+            "x.jsonl",
+            '{"tokens": ["a", "b"], "ner_tags": ["O", "B-x"]}\n{"tokens": ["a"], "ner_tags": ["O", "O"]}\n',
+            "train row 1 has 1 words and 2",
+        ),
+        ("x.jsonl", '{"text": "Ann", "spans": [{"start": 0, "end": 9, "label": "x"}]}\n', "train row 0: the span 0 to 9 (x) is outside"),
+        (
+            "x.jsonl",
+            '{"text": "Ann Lee", "spans": [{"start": 0, "end": 7, "label": "x"}, {"start": 4, "end": 7, "label": "y"}]}\n',
+            "train row 0: the spans x 'Ann Lee' (0 to 7) and y 'Lee' (4 to 7) overlap; keep one of them",
+        ),
+        ("x.csv", "tokens,ner_tags\na b,O O\n", "train row 0: tokens must be a list of words, found str"),
+        ("x.conll", "".join(f"a{row} O\nb O\n\n" for row in range(20)), "16 training rows hold no entity: every word is tagged O"),
+    ],
+)
+def test_bad_entities(run: Run, tmp_path: Path, tiny_bert: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert message in refused(run("run", "ner", "--dataset", tmp_path / name, "--checkpoint", tiny_bert, "--max-length", 32))
+
+
+def test_a_pair_with_one_side_missing(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"text": f"sail {row}", "text_pair": f"mast {row}" if row != 7 else "", "label": "ab"[row % 2]} for row in range(20)]
+    message = refused(run("run", "text", "--dataset", write_csv(tmp_path / "x.csv", rows), "--checkpoint", tiny_bert, "--max-length", 32))
+    assert "1 of 20 train rows are pairs with one side empty (row 7; row 7 lacks its second text)" in message
+
+
+def test_validate_says_what_a_run_would_do(run: Run, tiny_bert: Path, topics_folder: Path, names_folder: Path) -> None:
+    code, out, err = run(
+        "validate", "text", "--dataset", topics_folder, "--checkpoint", tiny_bert, "--max-length", 24, "--budgets", 30, "all"
+    )
+    assert (code, err) == (0, "")
+    assert "90 training rows, 31 test rows" in out
+    assert "boats 30, bread 30, chess 30" in out
+    longer = sum(len(row["text"].split()) + 1 + len(row["text"].split()[-1]) > 24 for row in make_rows(90, seed=1))
+    assert f"{longer / 90:.1%} are longer than max_length 24 and cut (the head kept)" in out
+    assert "30: 24 rows train, 6 validate" in out
+    assert "all: 72 rows train, 18 validate" in out
+    for arm in ("scratch", "head", "lora", "full"):
+        assert f"{arm:9}" in out
+    assert list(Path.cwd().iterdir()) == []
+    code, out, _ = run("validate", "ner", "--dataset", names_folder, "--checkpoint", tiny_bert, "--max-length", 16, "--arms", "full")
+    assert code == 0
+    assert "read in several windows" in out
+    assert "lora" not in out
+
+
+def test_a_new_recipe_is_ones_own(run: Run, tmp_path: Path) -> None:
+    for name in ("sentiment", "ner", "newsgroups", "text"):
+        code, out, _ = run("new", f"my_{name}.py", "--from", name)
+        assert (code, f"hf-transfer validate my_{name}.py" in out) == (0, True)
+        made, source = ht.load_recipe(f"my_{name}.py"), ht.load_recipe(name)
+        assert made == ht.Recipe.from_dict(source.to_dict() | {"name": f"my_{name}"})
+        text = Path(f"my_{name}.py").read_text()
+        assert "Measured" not in text.split("import")[0], "another recipe's numbers are not this one's"
+    before = Path("my_ner.py").read_text()
+    assert run("new", "my_ner.py", "--from", "sentiment") == (2, "", "error: my_ner.py is there already: name another file\n")
+    assert Path("my_ner.py").read_text() == before
+    assert run("new", "again.py", "--from", "my_ner.py")[0] == 0
+    assert ht.load_recipe("again.py").name == "again"
+    assert "no embedded dataset 'my_ner'" in run("validate", "my_ner.py", "--embedded")[2]
+
+
+def test_ls_shows_recipes_and_their_arms(run: Run) -> None:
+    code, out, _ = run("ls")
+    assert code == 0
+    lines = out.splitlines()
+    for name in ("ner", "newsgroups", "sentiment", "text"):
+        start = next(index for index, line in enumerate(lines) if line.startswith(f"{name}: "))
+        arms = ht.load_recipe(name).arms
+        assert [line.split()[0] for line in lines[start + 1 : start + 1 + len(arms)]] == list(arms)
+
+
+def test_every_kind_of_entity_file_is_read(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
+    rows = make_sentences(40)
+    conll = "\n\n".join("\n".join(f"{word} {tag}" for word, tag in zip(row["tokens"], row["ner_tags"], strict=True)) for row in rows)
+    (tmp_path / "a.conll").write_text(conll, encoding="utf-8")
+    write_jsonl(tmp_path / "b.jsonl", rows)
+    spans = []
+    for row in rows:
+        text, entities = "", []
+        for word, tag in zip(row["tokens"], row["ner_tags"], strict=True):
+            start = len(text) + bool(text)
+            text = f"{text} {word}" if text else word
+            if tag[0] == "B":
+                entities.append({"start": start, "end": len(text), "label": tag[2:]})
+            elif tag[0] == "I":
+                entities[-1]["end"] = len(text)
+        spans.append({"body": text, "found": entities})
+    write_jsonl(tmp_path / "c.jsonl", spans)
+    fingerprints = set()
+    for name, columns in (("a.conll", []), ("b.jsonl", []), ("c.jsonl", ["--columns", "text=body", "spans=found"])):
+        shape = ["--checkpoint", tiny_bert, "--arms", "head", "--epochs", 1, "--max-length", 32, "--output-dir", name]
+        code, _, err = run("run", "ner", "--dataset", tmp_path / name, *columns, *shape)
+        assert code == 0, err
+        fingerprints.add(json.loads((Path(name) / "head/budget-all/seed-0/result.json").read_text())["data"]["fingerprint"])
+    assert len(fingerprints) == 1, "the same words and tags, whichever way they are written"
+    task = yaml.safe_load((Path("c.jsonl") / "recipe.yaml").read_text())["task"]
+    assert (task["text"], task["spans"]) == ("body", "found")
+    assert ht.load("c.jsonl").predict(["the anchor of chess"])[0].keys() == {"entities"}

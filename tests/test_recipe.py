@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import yaml
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError
-from hf_transfer.recipe import default_arms, read_yaml
+from hf_transfer.recipe import default_arms, read_yaml, task_from_dict
 
 
 def recipe() -> ht.Recipe:
@@ -89,3 +90,14 @@ def test_a_bad_config_file(tmp_path: Path, text: str, message: str) -> None:
         read_yaml(tmp_path / "x.yaml")
     with pytest.raises(ConfigError, match="does not exist"):
         read_yaml(tmp_path / "y.yaml")
+
+
+def test_a_task_without_a_kind_is_a_text_classification_and_both_come_back() -> None:
+    plain = ht.Recipe.from_dict({"name": "x", "task": {"text": "body"}})
+    assert plain.task == ht.TextClassification(text="body")
+    tags = ht.Recipe(name="y", task=ht.TokenClassification(max_length=64, loss_per="row"))
+    for recipe in (plain, tags):
+        assert ht.Recipe.from_dict(recipe.to_dict()) == recipe
+        assert task_from_dict(dataclasses.asdict(recipe.task)) == recipe.task
+    assert plain.override({"task.text_pair": "b"}).columns == {"text": "body", "label": "label", "text_pair": "b"}
+    assert tags.override({"task": {"kind": "token-classification", "text": "t", "spans": "s"}}).columns == {"text": "t", "spans": "s"}

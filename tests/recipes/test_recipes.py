@@ -1,0 +1,158 @@
+"""The recipes as subprocesses, as users run them: all their arms on a tiny model, on one process and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import hf_transfer as ht
+from tests.conftest import make_rows, write_csv
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+ARMS = ["scratch", "head", "lora", "full"]
+RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS}
+ON_TWO_PROCESSES = ("newsgroups", "ner")
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def launched(recipe: str, num_processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a recipe under `accelerate launch`; two CPU processes take the form that really starts two."""
+    many = ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []  # 0: any free port
+    command = [sys.executable, "-m", *LAUNCH, *many, "--num_processes", str(num_processes), str(FOLDER / f"{recipe}.py")]
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def datasets(topics_folder: Path, names_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
+    """Give the flags that name each recipe's data."""
+    pairs = tmp_path_factory.mktemp("pairs")
+    for split, num_rows in (("train", 60), ("test", 31)):
+        rows = make_rows(2 * num_rows, seed=num_rows)
+        made = [
+            {"first": one["text"], "second": two["text"], "same": "yes" if one["label"] == two["label"] else "no"}
+            for one, two in zip(rows[::2], rows[1::2], strict=True)
+        ]
+        write_csv(pairs / f"{split}.csv", made)
+    return {
+        "newsgroups": ["--dataset", topics_folder],
+        "sentiment": ["--dataset", topics_folder],
+        "ner": ["--dataset", names_folder],
+        "text": ["--dataset", pairs, "--columns", "text=first", "text_pair=second", "label=same"],
+    }
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_bert: Path, datasets: dict[str, list[object]]) -> dict[str, list[object]]:
+    # 33 training rows: the last update of an epoch holds one row, fewer than two processes, and one of them forwards a filler.
+    # Dropout is off: its masks follow the micro-batches, which differ between one process and two. Sentences are read in windows.
+    shape = "--budgets 41 --batch-size 8 --epochs 2 --precision fp32 --set training.dropout=0 training.class_weights=balanced"
+    own = {
+        "newsgroups": ["arms.top.num_blocks=1", "training.label_smoothing=0.1", "training.sampling=balanced"],
+        "sentiment": [],
+        "ner": ["task.loss_per=row", "task.max_length=12"],
+        "text": [],
+    }
+    return {
+        recipe: [*datasets[recipe], "--checkpoint", tiny_bert, "--max-length", 32, "--arms", *arms, *shape.split(), *own[recipe]]
+        for recipe, arms in RECIPES.items()
+    }
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
+def alone(
+    request: pytest.FixtureRequest, flags: dict[str, list[object]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, str]:
+    """Run a recipe on one process -> its name, run folder and standard output."""
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    done = launched(request.param, 1, *flags[request.param], "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return request.param, folder, done.stdout
+
+
+def result_of(folder: Path, arm: str) -> dict[str, Any]:
+    return json.loads((folder / arm / "budget-41/seed-0/result.json").read_text())
+
+
+def probabilities_of(folder: Path, arm: str) -> tuple[list[int], np.ndarray]:
+    """Give row ids and the probabilities of all items."""
+    table = pq.read_table(folder / arm / "budget-41/seed-0/predictions.parquet").to_pydict()
+    rows = table["probabilities"]
+    items = [item for row in rows for item in (row if isinstance(row[0], list) else [row])]
+    return table["row_id"], np.array(items)
+
+
+def test_all_arms_on_one_process_and_the_same_updates_on_two(
+    alone: tuple[str, Path, str], flags: dict[str, list[object]], tmp_path: Path
+) -> None:
+    recipe, folder, printed = alone
+    arms = RECIPES[recipe]
+    for arm in arms:
+        assert f"\n  {arm} " in printed
+    assert "Ship: " in printed
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*arms, "comparison.json", "recipe.yaml"])
+    if recipe not in ON_TWO_PROCESSES:
+        return
+    done = launched(recipe, 2, *flags[recipe], "--output-dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Ship: ") == 1, "one process prints"
+    for arm in arms:
+        one, two = (result_of(run, arm) for run in (folder, tmp_path / "two"))
+        assert [result["environment"]["num_processes"] for result in (one, two)] == [1, 2]
+        for key in ("updates", "rows_seen", "tokens_seen", "trainable_parameters"):
+            assert one["cost"][key] == two["cost"][key]
+        (ids, expected), (ids_of_two, found) = (probabilities_of(run, arm) for run in (folder, tmp_path / "two"))
+        assert ids == ids_of_two == list(range(31)), "31 test rows on 2 processes"
+        assert np.abs(found - expected).max() < 1e-5
+        losses = [[entry["train_loss"] for entry in result["history"]] for result in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        assert one["metrics"]["test"] == pytest.approx(two["metrics"]["test"], abs=1e-5)
+
+
+def test_a_mistake_on_two_processes_is_said_once_and_by_all(flags: dict[str, list[object]], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: other")
+    done = launched("newsgroups", 2, *flags["newsgroups"], "--output-dir", tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("error: output folder") == 1
+    # Accelerate's launcher adds a traceback of its own; none of ours, and none of a process whose peer went away.
+    assert "Connection closed" not in done.stderr
+    assert "run_grid" not in done.stderr
+
+
+def test_a_mistake_ends_with_code_2_and_one_sentence() -> None:
+    command = [sys.executable, str(FOLDER / "newsgroups.py"), "--arms", "lroa"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd="/")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip() == "error: recipe newsgroups has no arm 'lroa', it has scratch, head, top, lora, full; did you mean 'lora'?"
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "least", "text", "label"),
+    [
+        ("newsgroups", "accuracy", 0.4, "My telescope shows Saturn's rings, but the tripod shakes.", "astronomy"),
+        ("sentiment", "accuracy", 0.6, "It broke on the second day and nobody answered my letters.", "negative"),
+        ("ner", "f1", 0.1, "Maria Lopez moved from Lisbon to Oslo.", "location"),
+    ],
+)
+def test_the_embedded_data_read_whole(name: str, metric: str, least: float, text: str, label: str, tmp_path: Path) -> None:
+    """Each recipe's own `--embedded`, on the cheapest arm: a frozen encoder beats chance by far."""
+    recipe = ht.load_recipe(name).override(
+        {
+            "data": {"source": f"embedded:{name}"},
+            "checkpoint": "embedded:all-MiniLM-L6-v2",
+            "task.max_length": 64,
+            "arms.head.num_epochs": 3,
+        }
+    )
+    comparison = ht.run(recipe, arms=["head"], output_dir=tmp_path / "run")
+    assert comparison.values["gains"] == []
+    assert comparison.values["primary_metric"] == metric
+    assert comparison.values["arms"][0]["mean"] > least
+    answer = comparison.best().predict([text])[0]
+    assert label == answer["label"] if "label" in answer else label in [entity["label"] for entity in answer["entities"]]
