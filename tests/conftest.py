@@ -127,6 +127,16 @@ def save_byte_level_tokenizer(folder: Path, like: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.fixture(scope="session", params=["bert", "roberta", "modernbert"])
+def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with a tokenizer of each kind: word pieces, and two byte-level ones."""
+    folder = tmp_path_factory.mktemp("tokenizers") / request.param
+    if request.param == "bert":
+        return save_tiny_bert(folder)
+    save_byte_level_tokenizer(folder, request.param)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of a tiny random BERT encoder without a classifier."""

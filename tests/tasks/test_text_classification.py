@@ -12,7 +12,6 @@ from hf_transfer.models.checkpoint import load_tokenizer, open_checkpoint
 from hf_transfer.recipe import TextClassification
 from hf_transfer.tasks import text_classification as task
 from hf_transfer.tasks.items import Window, item_losses, to_probabilities
-from tests.conftest import save_byte_level_tokenizer, save_tiny_bert
 
 COLUMNS = {"text": "body", "label": "topic"}
 
@@ -66,14 +65,9 @@ def test_a_smoothed_loss_is_the_textbook_one() -> None:
     assert np.allclose(to_probabilities(logits.numpy()), logs.exp().numpy())
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta", "modernbert"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizers") / request.param
-    if request.param == "bert":
-        save_tiny_bert(folder)
-    else:
-        save_byte_level_tokenizer(folder, request.param)
-    return load_tokenizer(folder, request.param, BertConfig(type_vocab_size=2 if request.param == "bert" else 1))
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(tokenizer_folder, "x", BertConfig(type_vocab_size=2 if tokenizer_folder.name == "bert" else 1))
 
 
 @pytest.mark.parametrize("max_length", [8, 21, 64])

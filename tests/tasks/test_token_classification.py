@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import BertConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.roles import Corpus, Examples
 from hf_transfer.data.tags import find_entities
@@ -16,21 +16,14 @@ from hf_transfer.models.checkpoint import load_tokenizer
 from hf_transfer.recipe import TokenClassification
 from hf_transfer.tasks import token_classification as task
 from hf_transfer.tasks.items import EncodedRow, lay_out
-from tests.conftest import make_sentences, save_byte_level_tokenizer, save_tiny_bert
+from tests.conftest import make_sentences
 
 TAGS = ["O", "B-x", "I-x", "B-y", "I-y"]
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta", "modernbert"])
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    from transformers import BertConfig
-
-    folder = tmp_path_factory.mktemp("tokenizers") / request.param
-    if request.param == "bert":
-        save_tiny_bert(folder)
-    else:
-        save_byte_level_tokenizer(folder, request.param)
-    return task.prepare_tokenizer(load_tokenizer(folder, request.param, BertConfig()))
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
+    return task.prepare_tokenizer(load_tokenizer(tokenizer_folder, "x", BertConfig()))
 
 
 def alone(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
@@ -68,8 +61,6 @@ def test_words_of_many_pieces_and_of_none(tokenizer: PreTrainedTokenizerBase, wo
 
 
 def test_a_word_reads_the_same_wherever_it_stands_and_after_saving(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    from transformers import BertConfig
-
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path, "again", BertConfig())
     first, second = (task.encode(made, [["sail", "anchor", "sail"]], TokenClassification())[0][0].ids for made in (tokenizer, again))
