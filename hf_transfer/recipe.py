@@ -225,8 +225,8 @@ def default_arms() -> dict[str, Arm]:
     """Give the four standard arms, with rates for a small encoder as in the newsgroups recipe."""
     return {
         "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=10),
-        "head": Arm(tuning="head", learning_rate=2e-2, num_epochs=10),
-        "lora": Arm(tuning="lora", learning_rate=2e-3, num_epochs=6),
+        "head": Arm(tuning="head", learning_rate=1e-3, num_epochs=10),
+        "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
         "full": Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
     }
 
