@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
 
 import yaml
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
@@ -28,6 +28,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 Given = Annotated[str, Field(min_length=1)]
+# YAML reads a label called 1 as a number.
+LabelName = Annotated[str, BeforeValidator(lambda name: str(name) if isinstance(name, int) else name)]
+
+# Told apart before they are checked, so that a mistake is named once.
+ClassWeights = Annotated[
+    Annotated[Literal["none", "balanced"], Tag("literal[]")] | Annotated[dict[LabelName, Positive], Tag("dict[]")],
+    Discriminator(lambda value: "dict[]" if isinstance(value, dict) else "literal[]"),
+]
 
 Init = Literal["pretrained", "scratch"]
 Tuning = Literal["full", "head", "lora", "top"]
@@ -211,7 +219,7 @@ class TrainingConfig:
     """Probability for every dropout of the backbone and head; null = the checkpoint's own."""
     label_smoothing: Fraction = 0.0
     """Share of a label's weight that is spread over all classes (Szegedy et al. 2016, section 7)."""
-    class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    class_weights: ClassWeights = "none"
     """Weight of a label's loss by its class: "balanced" = labels / (classes x labels of the class), or by label name (others 1)."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """What an epoch holds: every row once, or as many rows in all, each class the same number (rare ones repeated)."""

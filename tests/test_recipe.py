@@ -51,6 +51,8 @@ def test_merge_lays_nested_values_over() -> None:
         ({"arms.full.tuning": "top"}, "arms.full: num_blocks belongs to tuning 'top'"),
         ({"arms.top.num_blocks": None}, "arms.top: num_blocks belongs to tuning 'top'"),
         ({"task.max_length": -3}, "task.max_length: expected a value greater than or equal to 4"),
+        ({"training.class_weights": {"a": -2}}, r"^training.class_weights.a: expected a value greater than 0, found -2$"),
+        ({"training.class_weights": "balansed"}, r"^training.class_weights: expected 'none' or 'balanced'.*did you mean 'balanced'\?$"),
         ({"task.kind": "txt"}, "task.kind: expected one of text-classification, token-classification, found 'txt'"),
         ({"data.columns": {"txt": "a"}}, r"unknown role 'txt'.*did you mean 'text'"),
         ({"name": "../up"}, "name: expected a name of letters"),

@@ -159,6 +159,8 @@ def _inspect(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) 
 def _inspect_sentence_encoder(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> Architecture:
     """Count the untrained pooler as head and, where the encoder was trained through the mean of its tokens, add a block that pools so."""
     plain = _inspect(checkpoint, auto_model, config)
+    if config.is_encoder_decoder:
+        return plain
     model, _ = _load(checkpoint, auto_model, config)
     ids = torch.tensor([checkpoint.tokenizer("a text to try it on")["input_ids"]])
     untrained = find_pooler(model, ids) - plain.head

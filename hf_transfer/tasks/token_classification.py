@@ -283,7 +283,8 @@ def _words_of_spans(split: str, dataset: Dataset) -> Dataset:
 def _check_words(split: str, rows: Sequence[Any]) -> None:
     for row, words in enumerate(rows):
         if not isinstance(words, list):
-            raise DataError(f"{split} row {row}: tokens must be a list of words, found {type(words).__name__}; name another column")
+            why = "a CSV holds no lists: write CoNLL or JSONL" if isinstance(words, str) else "name another column, or remove the row"
+            raise DataError(f"{split} row {row}: tokens must be a list of words, found {type(words).__name__}; {why}")
         wrong = next((word for word in words if not isinstance(word, str)), "")
         if not isinstance(wrong, str):
             raise DataError(f"{split} row {row}: tokens must be a list of words, one of them is {wrong!r}")
