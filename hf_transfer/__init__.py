@@ -11,17 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_transfer.api import Comparison, Model, load, load_recipe, run, validate
+    from hf_transfer.api import Comparison, Model, load, run, validate
     from hf_transfer.cli import main
     from hf_transfer.errors import TransferError
     from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TextClassification, TokenClassification, TrainingConfig
+    from hf_transfer.recipe_files import load_recipe
 
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(("Comparison", "Model", "load", "load_recipe", "run", "validate"), "api"),
+    **dict.fromkeys(("Comparison", "Model", "load", "run", "validate"), "api"),
     "main": "cli",
     "TransferError": "errors",
+    "load_recipe": "recipe_files",
     **dict.fromkeys(("Arm", "DataConfig", "LoRA", "Recipe", "TextClassification", "TokenClassification", "TrainingConfig"), "recipe"),
 }
 

@@ -1,9 +1,5 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
-import ast
-import importlib.util
-import re
-import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +9,8 @@ from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_
 from hf_transfer.errors import (
     ConfigError,
     RunFolderError,
-    TransferError,
     check_no_name_clash,
     did_you_mean,
-    first_line,
     listed,
 )
 from hf_transfer.files import COMPARISON_FILE, MODEL_FOLDER, RECIPE_FILE, RESULT_FILE, cell_folder, read_json
@@ -27,16 +21,6 @@ if TYPE_CHECKING:
     from hf_transfer.models.saved import SavedModel
 
 EMBEDDED_TEXT_CHECKPOINT = EMBEDDED + "all-MiniLM-L6-v2"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-NEW_RECIPE_HEADER = '''"""{name}: say what the rows and labels are.
-
-    hf-transfer validate {file}
-    hf-transfer run {file}
-    accelerate launch {file} --seeds 0 1 2
-
-Begun from the recipe {source}; put your own numbers here once you have them: device, date, command.
-"""
-'''
 
 
 def run(
@@ -86,76 +70,6 @@ def validate(
     from hf_transfer.evidence.validation import validate as find_out
 
     return find_out(recipe, *plan, local_files_only=_cache_only(recipe))
-
-
-def load_recipe(name: str | Path) -> Recipe:
-    """Give a recipe by its name, by the Python file that holds it as `RECIPE`, or by a YAML file.
-
-    Raises:
-        ConfigError: There is no such recipe; suggests the nearest.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        return Recipe.from_dict({key: value for key, value in read_yaml(path).items() if key != "run"})
-    if path.suffix != ".py":
-        path = _recipes_folder() / f"{name}.py"
-        known = recipe_names()
-        if str(name) not in known:
-            raise ConfigError(f"no recipe '{name}': there are {listed(known)}, or give a .py or .yaml file{did_you_mean(str(name), known)}")
-    if not path.is_file():
-        raise ConfigError(f"recipe file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"hf_transfer_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except TransferError:
-        raise
-    except (Exception, SystemExit) as error:
-        # The user's own file: whatever it raises is theirs to mend, and is no bug of ours.
-        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise ConfigError(f"recipe file {path} cannot be read, line {line}: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(getattr(module, "RECIPE", None), Recipe):
-        raise ConfigError(f"recipe file {path} must define RECIPE = ht.Recipe(...)")
-    return module.RECIPE
-
-
-def recipe_names() -> list[str]:
-    """Give the names of the recipes that come with the package."""
-    return sorted(path.stem for path in _recipes_folder().glob("*.py"))
-
-
-def new_recipe(file: str | Path, source: str | Path) -> Path:
-    """Write a recipe of one's own: another's code under a new name, without its measured numbers.
-
-    Args:
-        file: Python file to write, which must not exist; its name becomes the recipe's.
-        source: Name of a recipe, or a recipe file.
-
-    Raises:
-        ConfigError: The file is there, cannot be written or makes no name, or there is no such recipe.
-    """
-    path = Path(file).expanduser()
-    if path.suffix != ".py" or not NAME.fullmatch(path.stem):
-        raise ConfigError(f"a recipe file is called NAME.py, of letters, digits, . _ and -, found '{path.name}'")
-    recipe = load_recipe(source)
-    origin = Path(source) if Path(source).suffix == ".py" else _recipes_folder() / f"{source}.py"
-    if origin.suffix != ".py" or not origin.is_file():
-        raise ConfigError(f"--from takes a recipe ({listed(recipe_names())}) or a .py file, found {source}")
-    text = origin.read_text(encoding="utf-8")
-    body = text.split("\n", ast.parse(text).body[0].end_lineno or 0)[-1] if ast.get_docstring(ast.parse(text)) else text
-    if body.count(f'name="{recipe.name}"') != 1:
-        raise ConfigError(f'recipe file {origin} must say name="{recipe.name}" once: copy it by hand')
-    body = body.replace(f'name="{recipe.name}"', f'name="{path.stem}"')
-    header = NEW_RECIPE_HEADER.format(name=path.stem, file=path.name, source=recipe.name)
-    try:
-        with path.open("x", encoding="utf-8") as new:
-            new.write(f"{header}\n{body.lstrip(chr(10))}")
-    except FileExistsError:
-        raise ConfigError(f"{path} is there already: name another file") from None
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    return path
 
 
 def load(name: str | Path, base: str | None = None) -> "Model":
@@ -269,13 +183,6 @@ class Model:
         probabilities = to_probabilities(logits)
         predictions = task.decode(probabilities, layout.first_item, self.labels)
         return task.to_answers(values, inputs, layout.split(probabilities), layout.split(predictions), self.labels)
-
-
-def _recipes_folder() -> Path:
-    """Give the folder of recipes: inside an installed wheel, or beside the package in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "_recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def _check_run(

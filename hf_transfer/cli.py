@@ -15,6 +15,7 @@ from hf_transfer import api
 from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
 from hf_transfer.flags import Parser, add_run_flags, named_recipe, resolve
 from hf_transfer.recipe import Recipe
+from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names
 
 
 def main(recipe: Recipe, argv: Sequence[str] | None = None) -> NoReturn:
@@ -74,18 +75,16 @@ def _validate_verb(parser: Parser, arguments: Sequence[str]) -> None:
 
 def _new_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("file", metavar="FILE.py", help="recipe file to write; must not exist")
-    parser.add_argument(
-        "--from", dest="source", metavar="RECIPE", required=True, help=f"recipe to begin with: {listed(api.recipe_names())}"
-    )
+    parser.add_argument("--from", dest="source", metavar="RECIPE", required=True, help=f"recipe to begin with: {listed(recipe_names())}")
     flags = parser.parse(arguments)
-    path = api.new_recipe(flags.file, flags.source)
+    path = new_recipe(flags.file, flags.source)
     print(f"{path} is yours to edit; then `hf-transfer validate {path}`, and `hf-transfer run {path}` or `accelerate launch {path}`")
 
 
 def _ls_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.parse(arguments)
-    for name in api.recipe_names():
-        recipe = api.load_recipe(name)
+    for name in recipe_names():
+        recipe = load_recipe(name)
         data = recipe.data.source or "your own (--dataset)"
         print(f"{name}: {recipe.task.kind}; data {data}; checkpoint {recipe.checkpoint}")
         for arm, settings in recipe.arms.items():
@@ -113,7 +112,7 @@ def _run(recipe: Recipe, chosen: dict[str, Any], output_dir: str | None) -> None
 
 
 def _add_name(parser: Parser) -> None:
-    names = ", ".join(api.recipe_names())
+    names = ", ".join(recipe_names())
     what = f"a recipe ({names}; text and ner take your own data, too), or a .py or .yaml file"
     parser.add_argument("name", metavar="NAME", nargs="?", help=what)
 

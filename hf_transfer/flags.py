@@ -14,6 +14,7 @@ from hf_transfer import api
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.recipe import DataConfig, Recipe, read_yaml
+from hf_transfer.recipe_files import load_recipe, recipe_names
 
 RUN_DEFAULTS = {"arms", "budgets", "seeds", "max_test_rows"}
 """What a config file's `run` section may hold: flags that are no field of the recipe."""
@@ -72,9 +73,9 @@ def named_recipe(flags: argparse.Namespace) -> tuple[Recipe, dict[str, Any]]:
         ConfigError: There is none, or a flag cannot be meant.
     """
     if flags.name is None and flags.config is None:
-        raise ConfigError(f"name a recipe ({listed(api.recipe_names())}), or a file with --config")
+        raise ConfigError(f"name a recipe ({listed(recipe_names())}), or a file with --config")
     if flags.name is not None and not flags.name.endswith((".yaml", ".yml")):
-        return resolve(api.load_recipe(flags.name), flags)
+        return resolve(load_recipe(flags.name), flags)
     # A YAML file is a whole recipe with a `run` section of its own.
     file = flags.name or flags.config
     flags.config = flags.config if flags.name else None

@@ -1,24 +1,20 @@
 """Recipes: what is trained on what, as plain frozen dataclasses with a YAML round trip.
 
-pydantic checks types and ranges whenever one is built, in Python or from YAML, and all problems come in one `ConfigError`. The string
-under a field says what it means and its unit.
+Types and ranges are checked whenever one is built, and all problems come in one `ConfigError`. The string under a field says what it
+means and its unit.
 """
 
 import dataclasses
-import functools
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from hf_transfer.checked import config
 from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
 
-T = TypeVar("T")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -40,23 +36,6 @@ ClassWeights = Annotated[
 Init = Literal["pretrained", "scratch"]
 Tuning = Literal["full", "head", "lora", "top"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-
-
-@dataclass_transform(frozen_default=True)
-def config(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass that checks its fields and raises every problem at once, as one `ConfigError`."""
-    checked: Any = checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
-    build: Callable[..., None] = checked.__init__
-
-    @functools.wraps(build)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            build(self, *args, **kwargs)
-        except ValidationError as error:
-            raise ConfigError(_one_sentence(checked, error)) from None
-
-    checked.__init__ = __init__
-    return checked
 
 
 @config
@@ -337,63 +316,3 @@ def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _one_sentence(cls: type, error: ValidationError) -> str:
-    """Put every problem pydantic found in `cls` into one sentence."""
-    problems = list(dict.fromkeys(_problem(cls, detail) for detail in error.errors(include_url=False)))
-    if len(problems) == 1:
-        return problems[0]
-    return f"{len(problems)} problems in the {cls.__name__}: " + "; ".join(problems)
-
-
-def _problem(cls: type, detail: Any) -> str:
-    # Members of a union add their own name to the location; only keys of the user's own remain.
-    location = [str(part) for part in detail["loc"] if part not in TASKS]
-    if detail["loc"] and isinstance(detail["loc"][0], int):
-        # Given by position.
-        location[0] = dataclasses.fields(cls)[detail["loc"][0]].name
-    where = ".".join(part for part in location if not part.startswith(("constrained-", "function-", "literal[", "dict[", "list[")))
-    found = detail["input"]
-    match detail["type"]:
-        case "unexpected_keyword_argument":
-            known = [field.name for field in _fields_at(cls, [str(part) for part in detail["loc"][:-1]])]
-            return f"{where}: unknown key{did_you_mean(location[-1], known) or f', known are {listed(known)}'}"
-        case "missing":
-            return f"{where}: missing"
-        case "value_error":
-            message = str(detail["ctx"]["error"])
-            return f"{where}: {message}" if where else message
-        case "literal_error":
-            choices = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-            return f"{where}: expected {detail['ctx']['expected']}, found {found!r}{did_you_mean(str(found), choices)}"
-        case "string_too_short":
-            return f"{where}: must not be empty"
-        case "string_pattern_mismatch":
-            return f"{where}: expected a name of letters, digits, _ and - that starts with a letter or digit, found {found!r}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"{where}: expected a whole number, found {found!r}"
-        case "float_parsing" | "float_type":
-            return f"{where}: expected a number, found {found!r}"
-        case "union_tag_invalid":
-            kind = found.get("kind") if isinstance(found, dict) else found
-            return f"{where}.kind: expected one of {listed(TASKS)}, found {kind!r}{did_you_mean(str(kind), TASKS)}"
-        case "dataclass_type":
-            return f"{where}: expected a mapping of its fields, found {found!r}"
-        case _:
-            expected = detail["msg"].removeprefix("Input should be ")
-            return f"{where}: expected {'a value ' if expected.startswith(('greater', 'less')) else ''}{expected}, found {found!r}"
-
-
-def _fields_at(cls: Any, location: list[str]) -> tuple[dataclasses.Field[Any], ...]:
-    """Give the fields of the dataclass at a location below `cls`, or none where it is no dataclass."""
-    for key in location:
-        if dataclasses.is_dataclass(cls):
-            cls = typing.get_type_hints(cls).get(key)
-        elif typing.get_origin(cls) is dict:
-            cls = typing.get_args(cls)[1]
-        elif key in TASKS:
-            cls = TASKS[key]
-        if isinstance(cls, types.UnionType):
-            cls = next((option for option in typing.get_args(cls) if dataclasses.is_dataclass(option)), None)
-    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()

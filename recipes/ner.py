@@ -15,8 +15,8 @@ RECIPE = ht.Recipe(
     checkpoint="google-bert/bert-base-cased",
     arms={
         "scratch": ht.Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=10),
-        "head": ht.Arm(tuning="head", learning_rate=2e-2, num_epochs=10),
-        "lora": ht.Arm(tuning="lora", learning_rate=2e-3, num_epochs=6),
+        "head": ht.Arm(tuning="head", learning_rate=5e-3, num_epochs=10),
+        "lora": ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
         "full": ht.Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
     },
     training=ht.TrainingConfig(batch_size=16),

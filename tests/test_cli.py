@@ -212,7 +212,7 @@ def test_a_recipe_file_that_does_not_load(run: Run, tmp_path: Path, code: str, m
 
 
 def test_every_run_section_counts_and_the_nearest_wins(run: Run, tmp_path: Path, tiny_bert: Path) -> None:
-    recipe = cli.api.load_recipe("newsgroups").override({"data.source": "embedded:newsgroups", "checkpoint": str(tiny_bert)}).to_dict()
+    recipe = ht.load_recipe("newsgroups").override({"data.source": "embedded:newsgroups", "checkpoint": str(tiny_bert)}).to_dict()
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(recipe | {"run": {"arms": ["zzz"], "seeds": [-1]}}))
     (tmp_path / "b.yaml").write_text("run: {arms: [head]}\n")
     (tmp_path / "c.json").write_text(json.dumps(recipe | {"run": {"arms": ["yyy"]}}))
@@ -329,7 +329,7 @@ def test_an_own_csv_from_start_to_table(run: Run, tmp_path: Path, tiny_bert: Pat
 
 
 def test_flags_reach_the_selected_arms_and_their_data_only(tiny_bert: Path) -> None:
-    recipe = cli.api.load_recipe("newsgroups").override({"task.text": "body", "data.drop_overlap": True})
+    recipe = ht.load_recipe("newsgroups").override({"task.text": "body", "data.drop_overlap": True})
     parser = flags_module.Parser()
     flags_module.add_run_flags(parser, recipe)
 
@@ -393,7 +393,7 @@ def test_the_hub_is_asked_once_and_briefly(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_recipe_file_takes_the_same_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["recipes/newsgroups.py", "--budget", "3"])
     with pytest.raises(SystemExit) as end:
-        cli.main(cli.api.load_recipe("newsgroups"))
+        cli.main(ht.load_recipe("newsgroups"))
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: unknown flag '--budget'; did you mean '--budgets'?\n"
 

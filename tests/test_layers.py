@@ -9,7 +9,9 @@ PACKAGE = Path(hf_transfer.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "checked",
     "recipe",
+    "recipe_files",
     "data",
     "tasks",
     "models",
