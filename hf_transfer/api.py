@@ -1,7 +1,7 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,8 @@ def load(name: str | Path, base: str | None = None) -> "Model":
     folder = Path(name).expanduser()
     if (folder / COMPARISON_FILE).is_file():
         return Comparison(folder).best(base)
+    if (folder / RECIPE_FILE).is_file():
+        raise RunFolderError(f"the run in {folder} is unfinished: it has no {COMPARISON_FILE}; give the folder of a cell that is done")
     if (folder / RESULT_FILE).is_file():
         folder = folder / MODEL_FOLDER
 
@@ -143,7 +145,7 @@ class Comparison:
 class Model:
     """A trained model to predict with."""
 
-    saved: "SavedModel"
+    saved: "SavedModel" = field(repr=False)
 
     @property
     def labels(self) -> list[str]:

@@ -1,6 +1,7 @@
 """The flags of `run` and its like: argv and config files -> a recipe and what to run of it."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ def with_config(recipe: Recipe, config: Mapping[str, Any], flags: argparse.Names
     """
     data = config.get("data")
     if isinstance(data, dict) and data.get("source"):
-        return _swap_data(recipe.merge(config), flags)
+        return _swap_data(replace(recipe, data=DataConfig()).merge(config), flags)
     return _swap_data(recipe, flags).merge(config)
 
 
@@ -141,10 +142,15 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
         if getattr(flags, flag) is not None:
             changes[path] = getattr(flags, flag)
     for flag, field in (("epochs", "num_epochs"), ("learning_rate", "learning_rate")):
-        if getattr(flags, flag) is not None:
+        if (value := getattr(flags, flag)) is not None:
+            if not 0 < value < math.inf:
+                raise ConfigError(f"--{flag.replace('_', '-')}: expected a number above 0, found {value}")
             changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in api.check_arms(recipe, arms)})
     if flags.columns:
-        changes["data.columns"] = recipe.data.columns | dict(_pairs(flags.columns, "--columns role=column"))
+        pairs = _pairs(flags.columns, "--columns role=column")
+        if twice := [(role, column) for role, column in pairs if dict(pairs)[role] != column]:
+            raise ConfigError(f"--columns gives {twice[0][0]} twice: {twice[0][1]} and {dict(pairs)[twice[0][0]]}")
+        changes["data.columns"] = recipe.data.columns | dict(pairs)
     for path, text in _pairs(flags.set or [], "--set field=value"):
         try:
             changes[path] = yaml.safe_load(text)
@@ -178,7 +184,7 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
         help="Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL) or folder of train / validation / test files",
     )
     data.add_argument("--dataset-config", metavar="C", help="configuration of a Hub dataset")
-    data.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="columns by role: text=review label=stars")
+    data.add_argument("--columns", nargs="+", action="extend", metavar="ROLE=COLUMN", help="columns by role: text=review label=stars")
     data.add_argument("--max-test-rows", type=int, metavar="N", help="test on one fixed random sample of N rows")
     how = parser.add_argument_group("how to train")
     how.add_argument("--epochs", type=int, metavar="N", help="for every selected arm")

@@ -46,14 +46,14 @@ class TextClassification:
     text: str = "text"
     """Column that holds the text."""
     text_pair: str | None = None
-    """Column that holds a second text; null = `text_pair` where the data has a column of that name, else none."""
+    """Column that holds a second text; null = `text_pair` where the data has a column of that name, else none; "" = none."""
     label: str = "label"
     """Column that holds the label: a ClassLabel, an integer or a string."""
     max_length: Annotated[int, Field(ge=4)] = 256
     """Tokens a text (or a pair together) is cut to, special tokens included."""
     keep: Literal["head", "tail", "both"] = "head"
     """What stays of a longer text: its head, its tail, or both ends (a quarter head, three quarters tail, as in Sun et al. 2019)."""
-    replace: dict[str, str] = dataclasses.field(default_factory=dict)
+    replace: dict[Given, str] = dataclasses.field(default_factory=dict)
     """What is replaced in every text, letter for letter, in training and in prediction: `{"<br />": " "}`."""
 
     @property
@@ -109,7 +109,7 @@ TASKS: dict[str, type[Any]] = {"text-classification": TextClassification, "token
 def _kind_of(value: Any) -> str:
     """Give the kind of a task config, or of the mapping that should become one; without a kind, text classification."""
     kind = value.get("kind", "text-classification") if isinstance(value, dict) else getattr(value, "kind", "text-classification")
-    return kind if kind in TASKS else "unknown"
+    return kind if isinstance(kind, str) and kind in TASKS else "unknown"
 
 
 Task = Annotated[
@@ -207,12 +207,18 @@ class TrainingConfig:
     precision: Precision = "auto"
     """"auto" = bf16 where the hardware multiplies it, else fp32."""
 
+    def __post_init__(self) -> None:
+        if self.class_weights == "balanced" and self.sampling == "balanced":
+            raise ValueError("class_weights 'balanced' and sampling 'balanced' make up for rare classes twice: take one of them")
 
-def default_arms() -> dict[str, Arm]:
-    """Give the four standard arms, with rates for a small encoder as in the newsgroups recipe."""
+
+def default_arms(kind: str = "text-classification") -> dict[str, Arm]:
+    """Give the four standard arms of a kind of task, with rates for a small encoder as in the recipes."""
+    # A head of one Linear, as token classifiers have, takes a higher rate than one with a pooler.
+    head_rate = 5e-3 if kind == "token-classification" else 1e-3
     return {
         "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=10),
-        "head": Arm(tuning="head", learning_rate=1e-3, num_epochs=10),
+        "head": Arm(tuning="head", learning_rate=head_rate, num_epochs=10),
         "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
         "full": Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
     }
@@ -231,10 +237,13 @@ class Recipe:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     checkpoint: Given = "answerdotai/ModernBERT-base"
     """Hub id, local folder, or `embedded:NAME`."""
-    arms: Annotated[dict[ArmName, Arm], Field(min_length=1)] = dataclasses.field(default_factory=default_arms)
+    arms: dict[ArmName, Arm] = dataclasses.field(default_factory=dict)
+    """Name -> arm; none = the four standard ones of the task."""
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        if not self.arms:
+            object.__setattr__(self, "arms", default_arms(self.task.kind))
         roles = self.task.roles
         if unknown := [role for role in self.data.columns if role not in roles]:
             raise ValueError(f"data.columns: unknown role '{unknown[0]}', roles are {listed(roles)}{did_you_mean(unknown[0], roles)}")
@@ -310,9 +319,13 @@ def _set_at(values: dict[str, Any], path: str, value: Any) -> None:
     here[last] = value
 
 
+WHOLE_MAPPINGS = ("replace", "class_weights")
+"""Fields whose keys are a user's own: laid over another, they take its place, or an emptied one could not be written down."""
+
+
 def _merged(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict) and key not in WHOLE_MAPPINGS
         merged[key] = _merged(merged[key], value) if both else value
     return merged

@@ -15,7 +15,7 @@ NEW_RECIPE_HEADER = '''"""{name}: say what the rows and labels are.
     hf-transfer validate {file}
     hf-transfer run {file}
     accelerate launch {file} --seeds 0 1 2
-
+{embedded}
 Begun from the recipe {source}; put your own numbers here once you have them: device, date, command.
 """
 '''
@@ -80,7 +80,9 @@ def new_recipe(file: str | Path, source: str | Path) -> Path:
     if body.count(f'name="{recipe.name}"') != 1:
         raise ConfigError(f'recipe file {origin} must say name="{recipe.name}" once: copy it by hand')
     body = body.replace(f'name="{recipe.name}"', f'name="{path.stem}"')
-    header = NEW_RECIPE_HEADER.format(name=path.stem, file=path.name, source=recipe.name)
+    embedded = f"    hf-transfer run {path.name} --dataset embedded:{recipe.name} --embedded    # no Hub needed\n"
+    has_embedded = (Path(__file__).parent / "data" / "embedded" / recipe.name).is_dir()
+    header = NEW_RECIPE_HEADER.format(name=path.stem, file=path.name, source=recipe.name, embedded=embedded if has_embedded else "")
     try:
         with path.open("x", encoding="utf-8") as new:
             new.write(f"{header}\n{body.lstrip(chr(10))}")

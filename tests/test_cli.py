@@ -63,12 +63,12 @@ def refused(result: tuple[int, str, str]) -> str:
         (["run", "newsgroups", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (
             ["run", "newsgroups", "--arms", "full", "--epochs", "0"],
-            "arms.full.num_epochs: expected a value greater than 0, found 0",
+            "--epochs: expected a number above 0, found 0",
         ),
         (["run", "newsgroups", "--batch-size", "-4"], "training.batch_size: expected a value greater than 0, found -4"),
         (
             ["run", "newsgroups", "--arms", "full", "--learning-rate", "-1"],
-            "arms.full.learning_rate: expected a value greater than 0, found -1.0",
+            "--learning-rate: expected a number above 0, found -1.0",
         ),
         (
             ["run", "newsgroups", "--max-length", "0"],
@@ -122,6 +122,8 @@ def refused(result: tuple[int, str, str]) -> str:
         (["run", "ner", "--embedded", "--set", "training.sampling=balanced"], "sampling 'balanced' needs one label a row"),
         (["run", "ner", "--embedded", "--set", "training.class_weights={persn: 2}"], "names 'persn', entity types are"),
         (["run", "ner", "--embedded", "--set", "training.class_weights={persn: 2}"], "did you mean 'person'?"),
+        (["run", "text", "--columns", "text=a", "--columns", "text=b"], "--columns gives text twice: a and b"),
+        (["run", "text", "--dataset", "gone/", "--embedded"], "no file or folder gone/"),
         (["validate"], "name a recipe (ner, newsgroups"),
         (["validate", "ner", "--output-dir", "x"], "unknown flag '--output-dir'"),
         (["validate", "newsgroups", "--embedded", "--budgets", "5000"], "more than the 256 training rows"),
@@ -155,7 +157,7 @@ def test_several_mistakes_come_at_once(run: Run) -> None:
             "no column 'text' (the text), 'label' (the label); it has review, stars",
         ),
         ("text,label\na,x\nb,x\nc,x\nd,x\n", "at least two classes, every training row is 'x'"),
-        ("text,label\na,x\nb,y\n", "no test row: give a test split with rows"),
+        ("text,label\na,x\nb,y\n", "no test row can be set aside: no class has two different inputs; give a test split"),
     ],
 )
 def test_bad_files(run: Run, tmp_path: Path, tiny_bert: Path, rows: str, message: str) -> None:
@@ -413,6 +415,22 @@ def test_a_recipe_file_takes_the_same_flags(capsys: pytest.CaptureFixture[str], 
             "x.jsonl",
             '{"text": "Ann Lee", "spans": [{"start": 0, "end": 7, "label": "x"}, {"start": 4, "end": 7, "label": "y"}]}\n',
             "train row 0: the spans x 'Ann Lee' (0 to 7) and y 'Lee' (4 to 7) overlap; keep one of them",
+        ),
+        (
+            "x.jsonl",
+            '{"text": "A b", "spans": []}\n' * 3 + '{"text": "A", "spans": [{"start": "0", "end": 1, "label": "x"}]}\n',
+            "a span needs whole numbers",
+        ),
+        (
+            "x.jsonl",
+            '{"text": "A b", "spans": [{"start": 0, "end": 1, "label": "x"}]}\n' * 3 + '{"text": "A", "spans": [[0, 1, "x"]]}\n',
+            "row 3 of column 'spans' does not fit the rows before",
+        ),
+        (
+            "x.jsonl",
+            '{"text": "A b", "spans": [{"start": 0, "end": 1, "label": "x"}]}\n' * 3
+            + '{"text": "A", "spans": [{"start": 0.5, "end": 1, "label": "x"}]}\n',
+            "train row 3: a span needs whole numbers for start and end and a name for label, found {'start': 0.5",
         ),
         ("x.csv", "tokens,ner_tags\na b,O O\n", "train row 0: tokens must be a list of words, found str"),
         ("x.conll", "".join(f"a{row} O\nb O\n\n" for row in range(20)), "16 training rows hold no entity: every word is tagged O"),

@@ -53,6 +53,9 @@ def test_merge_lays_nested_values_over() -> None:
         ({"task.max_length": -3}, "task.max_length: expected a value greater than or equal to 4"),
         ({"training.class_weights": {"a": -2}}, r"^training.class_weights.a: expected a value greater than 0, found -2$"),
         ({"training.class_weights": "balansed"}, r"^training.class_weights: expected 'none' or 'balanced'.*did you mean 'balanced'\?$"),
+        ({"training": {"class_weights": "balanced", "sampling": "balanced"}}, "make up for rare classes twice: take one of them"),
+        ({"task.replace": {"": " "}}, "task.replace.*: must not be empty"),
+        ({"task.kind": ["x"]}, r"task.kind: expected one of text-classification, token-classification, found \['x'\]"),
         ({"task.kind": "txt"}, "task.kind: expected one of text-classification, token-classification, found 'txt'"),
         ({"data.columns": {"txt": "a"}}, r"unknown role 'txt'.*did you mean 'text'"),
         ({"name": "../up"}, "name: expected a name of letters"),
@@ -103,3 +106,14 @@ def test_a_task_without_a_kind_is_a_text_classification_and_both_come_back() -> 
         assert task_from_dict(dataclasses.asdict(recipe.task)) == recipe.task
     assert plain.override({"task.text_pair": "b"}).columns == {"text": "body", "label": "label", "text_pair": "b"}
     assert tags.override({"task": {"kind": "token-classification", "text": "t", "spans": "s"}}).columns == {"text": "t", "spans": "s"}
+
+
+def test_a_recipe_laid_over_another_comes_back_whole() -> None:
+    first = ht.Recipe(
+        name="x",
+        task=ht.TextClassification(replace={"<br />": " "}),
+        data=ht.DataConfig("a/b", columns={"text": "body"}),
+        training=ht.TrainingConfig(class_weights={"a": 5}),
+    )
+    second = first.override({"task.replace": {}, "training.class_weights": {"b": 2}})
+    assert first.merge(second.to_dict()) == second

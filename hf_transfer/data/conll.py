@@ -1,5 +1,6 @@
 """CoNLL files: a word and its tag a line, a blank line between sentences."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hf_transfer.errors import DataError
 def read_conll(path: Path) -> Dataset:
     """Read words (the first column) and tags (the last) of a UTF-8 file; columns are cut at tabs, or at blanks where there are none.
 
-    `-DOCSTART-` lines are skipped, as are lines that begin with `#` and do not have the columns of the others (comments).
+    A `-DOCSTART-` line ends a sentence, too; skipped are lines that begin with `#` and do not have the columns of the others (comments).
 
     Returns:
         Columns `tokens` and `ner_tags`, both lists of strings.
@@ -31,12 +32,13 @@ def _sentences(path: Path) -> Iterator[list[tuple[str, str]]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             line = line.rstrip("\r\n")
-            cells = line.split("\t") if "\t" in line else line.split()
-            if not line.strip():
+            # Only blanks and tabs part columns: a word may hold a no-break space.
+            cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+            if not line.strip() or line.startswith("-DOCSTART-"):
                 if sentence:
                     yield sentence
                 sentence = []
-            elif line.startswith("-DOCSTART-") or (line.startswith("#") and len(cells) != (num_columns or 2)):
+            elif line.startswith("#") and len(cells) != (num_columns or 2):
                 continue
             elif len(cells) < 2 or len(cells) != (num_columns or len(cells)):
                 expected = f"{num_columns} columns as in the lines before" if num_columns else "a word and its tag"

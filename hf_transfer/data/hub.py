@@ -18,7 +18,7 @@ PROBE_SECONDS = 4.0
 
 def is_local_dataset(source: str) -> bool:
     """Say whether a data source is read without the network: an embedded name, or anything that can only be a path."""
-    return is_local_checkpoint(source) or Path(source).exists() or source.lower().endswith(DATA_SUFFIXES)
+    return is_local_checkpoint(source) or Path(source).exists() or source.lower().endswith((*DATA_SUFFIXES, "/"))
 
 
 def is_local_checkpoint(name: str) -> bool:

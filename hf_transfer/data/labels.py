@@ -43,6 +43,8 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
         texts = {split: None if column is None else [str(value) for value in column] for split, column in raw.items()}
         names = list(label_names) if label_names else _sorted_names({str(value) for value in values})
         ids = {split: None if column is None else _by_name(split, column, names) for split, column in texts.items()}
+    if getattr(feature, "dtype", None) == "bool" and set(names) <= {"0", "1"}:
+        names = [str(name == "1") for name in names]
     if len(set(names)) < len(names):
         raise DataError(f"label names must differ, found {listed(names)}")
     return names, ids
@@ -120,7 +122,8 @@ def _integers(
             if values is not None and ((values < 0) | (values >= len(label_names))).any():
                 row = int(np.argmax((values < 0) | (values >= len(label_names))))
                 raise DataError(
-                    f"{split} row {row} has label {values[row]}, label_names names {len(label_names)} classes (0 to {len(label_names) - 1})"
+                    f"{split} row {row} has label {values[row]}, label_names names {len(label_names)} classes "
+                    f"(0 to {len(label_names) - 1}): leave it out, or name them in a column of the role label_name"
                 )
         return list(label_names), arrays
     names_of: dict[int, str] = {}

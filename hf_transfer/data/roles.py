@@ -102,16 +102,21 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     if not keep.any():
         raise DataError(f"no training row is left: {int(empty.sum())} of {len(train)} are empty, {int(overlap.sum())} stand in test too")
     if len(test) == 0:
-        raise DataError("no test row: give a test split with rows, or more training rows to draw a fifth from")
+        same = "all rows hold the same input" if len(set(train.inputs)) == 1 else "no class has two different inputs"
+        why = "the test split has no rows" if splits.get("test") is not None else "there is one row" if len(train) == 1 else same
+        raise DataError(f"no test row can be set aside: {why}; give a test split, or other rows")
     return Corpus(train.take(np.flatnonzero(keep)), validation, test, int((~keep).sum()), int(overlap.sum()), origin)
 
 
-def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
+def check_classes(corpus: Corpus, names: Sequence[str]) -> list[str]:
     """Refuse data of one class, and labels that training lacks; after rows were dropped, which may take the last of a class.
 
     Args:
         corpus: With its test rows fixed.
         names: Label names, (C,).
+
+    Returns:
+        Sentences to tell: classes that no test row has.
 
     Raises:
         DataError: Names the labels.
@@ -127,6 +132,8 @@ def check_classes(corpus: Corpus, names: Sequence[str]) -> None:
                 f"the {split} data has labels that training lacks: {listed(names[label] for label in sorted(unseen))}{left}; "
                 "add training rows of them, or take their rows out"
             )
+    untested = sorted(trained - set(np.unique(corpus.test.strata).tolist()))
+    return [f"no test row has the label {listed(names[label] for label in untested)}"] if untested else []
 
 
 def check_budget(corpus: Corpus, budget: Budget) -> None:

@@ -1,5 +1,6 @@
 """Splits of a dataset, from the Hub, local files or the package itself, as they were written: no row dropped, no column guessed."""
 
+import bisect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -200,7 +201,25 @@ def _read_json(path: Path) -> Dataset:
     try:
         return Dataset.from_dict(values)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
-        raise DataError(f"{path} holds values that make no table: {first_line(error)}") from None
+        column, row = _first_misfit(values)
+        raise DataError(
+            f"{path} holds values that make no table: row {row} of column '{column}' does not fit the rows before ({first_line(error)}); "
+            "give every row the same form"
+        ) from None
+
+
+def _first_misfit(values: dict[str, list[Any]]) -> tuple[str, int]:
+    """Give the column, and the first of its rows, 0-based, that makes Arrow refuse it."""
+
+    def fits(column: str, num_rows: int) -> bool:
+        try:
+            Dataset.from_dict({column: values[column][:num_rows]})
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            return False
+        return True
+
+    column = next(column for column in values if not fits(column, len(values[column])))
+    return column, bisect.bisect_left(range(len(values[column])), True, key=lambda row: not fits(column, row + 1))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -238,7 +257,9 @@ def _load_from_hub(source: str, config: str | None, revision: str | None, local_
             loaded = load_dataset(source, config, revision=revision)
     except Exception as error:
         # datasets raises a dozen types here (its own, huggingface_hub's, fsspec's, plain ValueError for a wrong configuration).
-        reason = " ".join(str(error).split())[:300]
+        reason = "no such file or folder, the Hub cannot be reached, and it is not in the cache"
+        if not (local_files_only and "OfflineMode" in str(error)):
+            reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"cannot load dataset '{source}'{f' (configuration {config})' if config else ''}: {reason or type(error).__name__}; "
             "give another id, a local file or folder, or --embedded where the recipe has embedded data"

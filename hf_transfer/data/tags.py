@@ -48,9 +48,15 @@ def read_tags(
     Raises:
         DataError: A tag is none of BIO, IOB1 or BIOES, or a row has more or fewer tags than words; names the row.
     """
-    named = {split: _named_tags(split, dataset, label_names) for split, dataset in splits.items()}
     feature = _tag_feature(splits["train"])
-    declared = list(feature.names) if isinstance(feature, ClassLabel) else list(label_names or [])
+    declared = list(feature.names) if isinstance(feature, ClassLabel) else [name.strip() for name in label_names or []]
+    if isinstance(feature, ClassLabel) and label_names and list(label_names) != declared:
+        raise DataError(f"the tag column names its tags itself ({listed(declared)}): leave label_names out")
+    for name in declared:
+        _checked_tag(name, declared, "the list of tag names")
+    if len(set(declared)) < len(declared):
+        raise DataError(f"tag names must differ, found {listed(declared)}")
+    named = {split: _named_tags(split, dataset, declared) for split, dataset in splits.items()}
     used = {tag for rows in named.values() for row in rows or [] for tag in row}
     types = list(dict.fromkeys(type_of(tag) for tag in [*declared, *sorted(used)] if tag != OUTSIDE))
     names = [OUTSIDE, *(f"{prefix}-{name}" for name in types for prefix in "BI")]
@@ -146,7 +152,9 @@ def tag_spans(text: str, spans: Sequence[Mapping[str, Any]] | None, where: str) 
 def _checked_span(text: str, span: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(span, Mapping) or not {"start", "end", "label"} <= set(span):
         raise DataError(f"{where}: a span needs start, end and label, found {span!r}")
-    start, end, label = span["start"], span["end"], span["label"]
+    # A column of numbers with one fraction among them is all floats.
+    start, end = (int(span[key]) if isinstance(span[key], float) and span[key].is_integer() else span[key] for key in ("start", "end"))
+    label = span["label"]
     if not (isinstance(start, int) and isinstance(end, int) and isinstance(label, str) and label.strip()):
         raise DataError(f"{where}: a span needs whole numbers for start and end and a name for label, found {dict(span)!r}")
     if not 0 <= start < end <= len(text):
@@ -158,12 +166,13 @@ def _tag_feature(dataset: Dataset) -> Any:
     return getattr(dataset.features.get("ner_tags"), "feature", None)
 
 
-def _named_tags(split: str, dataset: Dataset, label_names: Sequence[str] | None) -> list[list[str]] | None:
+def _named_tags(split: str, dataset: Dataset, names: Sequence[str]) -> list[list[str]] | None:
     """Give the tags of each row by name, each of them checked, or None for a split without tags."""
     if "ner_tags" not in dataset.column_names:
         return None
     feature = _tag_feature(dataset)
-    names = list(feature.names) if isinstance(feature, ClassLabel) else list(label_names or [])
+    # A split may number its tags in another order than training does.
+    names = list(feature.names) if isinstance(feature, ClassLabel) else names
     rows = []
     known: dict[Any, str] = {}
     for row, (words, tags) in enumerate(zip(dataset["tokens"][:], dataset["ner_tags"][:], strict=True)):
@@ -171,7 +180,7 @@ def _named_tags(split: str, dataset: Dataset, label_names: Sequence[str] | None)
             found = f"{len(tags)} tags" if isinstance(tags, list) else f"{tags!r} for tags"
             raise DataError(f"{split} row {row} has {len(words or [])} words and {found}: every word needs one tag")
         for tag in tags:
-            if tag not in known:
+            if not isinstance(tag, (str, int)) or tag not in known:
                 known[tag] = _checked_tag(tag, names, f"{split} row {row}")
         rows.append([known[tag] for tag in tags])
     return rows
@@ -189,7 +198,8 @@ def _checked_tag(tag: Any, names: Sequence[str], where: str) -> str:
         if not 0 <= tag < len(names):
             raise DataError(f"{where} has the tag {tag}, {len(names)} tags are named (0 to {len(names) - 1})")
         tag = names[tag]
-    elif names and tag not in names:
+    tag = tag.strip() if isinstance(tag, str) else tag
+    if names and tag not in names:
         raise DataError(f"{where} has the tag {tag!r}, which is none of {listed(names)}")
     if tag != OUTSIDE and not (isinstance(tag, str) and tag[:1] in BEGINNINGS + CONTINUATIONS and tag[1:2] == "-" and tag[2:].strip()):
         raise DataError(f"{where} has the tag {tag!r}, expected O, or B-TYPE and I-TYPE (BIO, IOB1), or S-TYPE and E-TYPE as well (BIOES)")

@@ -164,10 +164,9 @@ def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any]
 
 
 def loss_shares(study: Study, rows: Rows) -> np.ndarray:
-    """Give what each item counts by its row, (M,): 1, or 1 / (items of its row) where every row shall count the same."""
+    """Give what each item counts by its row, (M,), as the task says."""
     num_items = np.diff(rows.layout.first_item)
-    per_row = getattr(study.recipe.task, "loss_per", "word") == "row"
-    return np.repeat(1 / np.maximum(num_items, 1) if per_row else np.ones(len(num_items)), num_items)
+    return np.repeat(study.task.item_shares(num_items, study.recipe.task), num_items)
 
 
 def class_weights(labels: np.ndarray, names: Sequence[str], weights: str | dict[str, float], task: ModuleType) -> np.ndarray:
@@ -183,7 +182,7 @@ def class_weights(labels: np.ndarray, names: Sequence[str], weights: str | dict[
         (M,) float64.
     """
     if isinstance(weights, dict):
-        return task.class_weights(weights, names)[labels]
+        return task.weights_by_class(weights, names)[labels]
     if weights == "none":
         return np.ones(len(labels))
     counts = np.bincount(labels, minlength=len(names))

@@ -57,6 +57,8 @@ class Study:
     labels: list[str]
     """(C,), by class id."""
     corpus: Corpus
+    notices: list[str]
+    """Sentences about the data that a person should read before any number."""
     train: Rows
     """What training and validation rows are drawn from."""
     validation: Rows | None
@@ -127,13 +129,13 @@ def prepare_study(
             f"take --max-length {checkpoint.max_length}"
         )
     splits = load_splits(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
-    columns = task.choose_columns(recipe.columns, splits["train"].column_names)
+    columns = task.choose_columns(recipe.columns, splits["train"].column_names, recipe.task)
     labels, examples = task.read(splits, columns, recipe.data.label_names, recipe.task)
     recipe = _with_columns(recipe, columns)
     if isinstance(recipe.training.class_weights, dict):
-        task.class_weights(recipe.training.class_weights, labels)
+        task.weights_by_class(recipe.training.class_weights, labels)
     corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
-    task.check_labels(corpus, labels)
+    notices = task.check_labels(corpus, labels)
     if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
         raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
     for budget in budgets:
@@ -152,6 +154,7 @@ def prepare_study(
         recipe=recipe,
         labels=labels,
         corpus=corpus,
+        notices=notices,
         train=encode(corpus.train),
         validation=encode(corpus.validation) if corpus.validation else None,
         test=encode(corpus.test),

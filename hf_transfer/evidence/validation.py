@@ -10,6 +10,7 @@ from hf_transfer.data.roles import Budget
 from hf_transfer.evidence.study import Rows, Study, build_arm, longest_windows, prepare_study
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.memory import MemoryEstimate, estimate_memory
+from hf_transfer.models.pooling import read_pooling
 from hf_transfer.models.tuning import set_training_mode
 from hf_transfer.recipe import Arm, Recipe
 from hf_transfer.tasks.items import item_losses, lay_out
@@ -70,15 +71,20 @@ class Findings:
         columns = ", ".join(f"{role} from '{column}'" for role, column in task.columns.items())
         counted = ", ".join(f"{name} {count:,}" for name, count in sorted(self.label_counts.items(), key=lambda entry: -entry[1])[:12])
         more = f", ... ({len(self.label_counts)} in all)" if len(self.label_counts) > 12 else ""
-        too_long = "read in several windows" if study.task.MANY_ITEMS else f"cut (the {study.recipe.to_dict()['task']['keep']} kept)"
+        drops = study.recipe.data.drop_overlap
+        empty = corpus.dropped_rows - (corpus.overlap_rows if drops else 0)
+        too_long = study.task.describe_too_long(task)
         sample = f" in a sample of {lengths.rows_looked_at:,}" if lengths.rows_looked_at < len(corpus.train) else ""
         bound = f", reads {checkpoint.max_length:,} tokens" if checkpoint.max_length else ""
-        pooling = "; its mean pooling is added as a block" if study.architecture.pooling else ""
+        trained_through = read_pooling(checkpoint.folder)
+        pooling = "" if trained_through is None else "; a sentence encoder, read through its first token"
+        pooling = "; a sentence encoder, read through its mean pooling" if study.architecture.pooling else pooling
         lines = [
             ("data", f"{study.recipe.data.source}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows"),
             ("", f"test rows are {corpus.test_origin}; {columns}"),
-            ("", f"{corpus.dropped_rows:,} training rows dropped, {corpus.overlap_rows:,} stand in test too"),
+            ("", f"training rows: {empty:,} empty (dropped), {corpus.overlap_rows:,} stand in test too{' (dropped)' if drops else ''}"),
             ("labels", f"{len(study.labels)}; in training: {counted}{more}"),
+            *(("", f"note: {notice}") for notice in study.notices),
             ("lengths", f"median {lengths.median}, 95 % up to {lengths.percentile_95}, longest {lengths.longest:,} tokens{sample}"),
             ("", f"{lengths.share_too_long:.1%} are longer than max_length {task.max_length} and {too_long}"),
         ]
@@ -93,7 +99,11 @@ class Findings:
         on_gpu = study.accelerator.device.type != "cpu"
         for index, found in enumerate(self.arms):
             updates = -(-largest // study.recipe.training.batch_size) * found.arm.num_epochs
-            memory = found.memory.total(study.max_tokens) + (0 if on_gpu else self.base_memory + CPU_GROWTH)
+            rows = None if study.task.MANY_ITEMS else study.recipe.training.batch_size
+            memory = found.memory.total(study.max_tokens, rows)
+            if not on_gpu:
+                # The best state is kept in the host's memory.
+                memory += self.base_memory + CPU_GROWTH + 4 * found.trainable_parameters
             text = (
                 f"{found.name:9}{found.trainable_parameters / 1e6:8.3f} M train, {updates:,} updates, rate {found.arm.learning_rate:g}, "
                 f"about {memory / 2**30:.1f} GiB"

@@ -15,7 +15,16 @@ from transformers.utils import logging as transformers_logging
 
 from hf_transfer.errors import CheckpointError, first_line
 from hf_transfer.models.checkpoint import Checkpoint
-from hf_transfer.models.pooling import MEAN, find_pooler, pools_the_mean, read_pooling, with_pooling_block, write_pooling_block
+from hf_transfer.models.pooling import (
+    MEAN,
+    can_pool,
+    find_pooler,
+    has_pooling_block,
+    pools_the_mean,
+    read_pooling,
+    with_pooling_block,
+    write_pooling_block,
+)
 
 GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
@@ -59,7 +68,7 @@ def inspect(
         CheckpointError: The architecture has no model for the task, or the weights cannot be loaded.
     """
     config = labelled_config(checkpoint.config, labels, dropout)
-    if reads_texts_whole and read_pooling(checkpoint.folder) is not None:
+    if reads_texts_whole and (read_pooling(checkpoint.folder) is not None or has_pooling_block(checkpoint.folder)):
         return _inspect_sentence_encoder(checkpoint, auto_model, config)
     return _inspect(checkpoint, auto_model, config)
 
@@ -158,21 +167,21 @@ def _inspect(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) 
 
 def _inspect_sentence_encoder(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> Architecture:
     """Count the untrained pooler as head and, where the encoder was trained through the mean of its tokens, add a block that pools so."""
-    plain = _inspect(checkpoint, auto_model, config)
+    found = _inspect(checkpoint, auto_model, config)
     if config.is_encoder_decoder:
-        return plain
+        return found
     model, _ = _load(checkpoint, auto_model, config)
     ids = torch.tensor([checkpoint.tokenizer("a text to try it on")["input_ids"]])
-    untrained = find_pooler(model, ids) - plain.head
-    found = replace(plain, head=plain.head | untrained, untrained=untrained)
-    if read_pooling(checkpoint.folder) != MEAN or not hasattr(config, "num_hidden_layers"):
+    pools_already = has_pooling_block(checkpoint.folder)
+    if not pools_already:
+        untrained = find_pooler(model, ids) - found.head
+        found = replace(found, head=found.head | untrained, untrained=untrained)
+    if not can_pool(model) or not (pools_already or read_pooling(checkpoint.folder) == MEAN):
         return found
-    deeper = with_pooling_block(config)
+    deeper = with_pooling_block(config, checkpoint.folder)
     model, _ = _load(checkpoint, auto_model, deeper)
     fixed = write_pooling_block(model)
-    if not fixed or not pools_the_mean(model.eval(), ids):
-        return found
-    return replace(found, config=deeper, pooling=MEAN, fixed=fixed)
+    return replace(found, config=deeper, pooling=MEAN, fixed=fixed) if pools_the_mean(model.eval(), ids) else found
 
 
 def _output_layer(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> frozenset[str]:

@@ -25,9 +25,10 @@ class MemoryEstimate:
     """What one row of `row_tokens` tokens keeps for the backward, and what passes through."""
     row_tokens: int
 
-    def total(self, micro_batch_tokens: int) -> int:
-        """Give the bytes of an update whose micro-batches hold that many padded tokens; a longer row stands alone."""
+    def total(self, micro_batch_tokens: int, max_rows: int | None = None) -> int:
+        """Give the bytes of an update whose micro-batches hold that many padded tokens (a longer row stands alone) and rows at most."""
         rows = max(1, micro_batch_tokens // self.row_tokens)
+        rows = rows if max_rows is None else min(rows, max_rows)
         return self.weights + self.gradients + self.optimizer + rows * self.activations_per_row
 
 

@@ -7,13 +7,14 @@ nothing. The block is fixed under every tuning, and a saved model is an ordinary
 """
 
 import copy
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from hf_transfer.errors import CheckpointError
+from hf_transfer.files import SIDECAR_FILE, read_json
 from hf_transfer.models.tuning import find_blocks
 
 MEAN = "mean"
@@ -25,44 +26,55 @@ TOLERANCE = 1e-2
 
 
 def read_pooling(folder: Path) -> str | None:
-    """Give how a checkpoint was pooled in its training: "mean", "other", or None where it is no sentence encoder."""
+    """Give how a checkpoint was pooled in its training: "mean", "other", or None where it is no sentence encoder.
+
+    Raises:
+        CheckpointError: Its pooling file cannot be read.
+    """
     if not (folder / POOLING_FILE).is_file():
         return None
-    settings = json.loads((folder / POOLING_FILE).read_text(encoding="utf-8"))
-    is_mean = settings.get("pooling_mode_mean_tokens") is True or settings.get("pooling_mode") == MEAN
-    return MEAN if is_mean else "other"
+    try:
+        settings = dict(read_json(folder / POOLING_FILE))
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{folder / POOLING_FILE} is no JSON object: mend it, or remove the folder {POOLING_FILE.parent}") from None
+    modes = {key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True}
+    return MEAN if modes == {"pooling_mode_mean_tokens"} or settings.get("pooling_mode") == MEAN else "other"
 
 
-def with_pooling_block(config: PretrainedConfig) -> PretrainedConfig:
-    """Give a copy of a config with one block more."""
+def has_pooling_block(folder: Path) -> bool:
+    """Say whether a folder holds a model of ours whose last block pools already."""
+    return (folder / SIDECAR_FILE).is_file() and read_json(folder / SIDECAR_FILE).get("pooling") == MEAN
+
+
+def with_pooling_block(config: PretrainedConfig, folder: Path) -> PretrainedConfig:
+    """Give a copy of a config with one block more than its checkpoint's folder holds, unless the last one there pools already."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers += 1
+    config.num_hidden_layers += not has_pooling_block(folder)
     return config
+
+
+def can_pool(model: nn.Module) -> bool:
+    """Say whether a model's blocks are built as BERT's are, so that one of them can be made to pool."""
+    return _parts(model) is not None
 
 
 def write_pooling_block(model: nn.Module) -> frozenset[str]:
     """Make the last block of a BERT-like model put the layer-normed mean of its input where the head looks.
 
     Args:
-        model: With one block more than its checkpoint; changed in place.
+        model: One that `can_pool`, with one block more than its checkpoint; changed in place.
 
     Returns:
-        Full names of the block's parameters; none where the block is not built as BERT's (MPNet's knows distances, for one), and then
-        nothing was changed.
+        Full names of the block's parameters.
     """
-    prefix, blocks = find_blocks(model)
-    block = blocks[-1]
-    try:
-        value, mixed = block.attention.self.value, block.attention.output.dense
-    except AttributeError:
-        return frozenset()
-    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
-    if len(linears) != 6 or value.weight.shape[0] != value.weight.shape[1]:
-        return frozenset()
+    parts = _parts(model)
+    assert parts is not None
+    name, block, value, mixed = parts
     with torch.no_grad():
-        for linear in linears:
-            linear.weight.zero_()
-            linear.bias.zero_()
+        for linear in block.modules():
+            if isinstance(linear, nn.Linear):
+                linear.weight.zero_()
+                linear.bias.zero_()
         value.weight.copy_(torch.eye(len(value.weight)))
         mixed.weight.copy_(SCALE * torch.eye(len(mixed.weight)))
         for module in block.modules():
@@ -72,7 +84,7 @@ def write_pooling_block(model: nn.Module) -> frozenset[str]:
             elif isinstance(module, nn.Dropout):
                 # A fixed operation drops nothing.
                 module.p = 0.0
-    return frozenset(f"{prefix}.{len(blocks) - 1}.{name}" for name, _ in block.named_parameters())
+    return frozenset(f"{name}.{parameter}" for parameter, _ in block.named_parameters())
 
 
 def pools_the_mean(model: nn.Module, ids: torch.Tensor) -> bool:
@@ -112,3 +124,17 @@ def find_pooler(model: nn.Module, ids: torch.Tensor) -> frozenset[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(gradients[name])
     return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in inside - reached)
+
+
+def _parts(model: nn.Module) -> tuple[str, nn.Module, nn.Linear, nn.Linear] | None:
+    """Give the last block's full name, the block, and its Linears for values and behind attention; None where it is not built as BERT's."""
+    try:
+        prefix, blocks = find_blocks(model)
+        block = blocks[-1]
+        value, mixed = block.attention.self.value, block.attention.output.dense
+    except (CheckpointError, AttributeError):
+        return None
+    num_linears = sum(isinstance(module, nn.Linear) for module in block.modules())
+    if num_linears != 6 or value.weight.shape[0] != value.weight.shape[1]:
+        return None
+    return f"{prefix}.{len(blocks) - 1}", block, value, mixed

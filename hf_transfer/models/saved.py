@@ -87,7 +87,9 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     """
     folder = find_checkpoint_folder(name, _cache_only(name))
     if not (folder / SIDECAR_FILE).exists():
-        raise CheckpointError(f"{name} holds no {SIDECAR_FILE}: expected the model/ folder of a run, or what was pushed from one")
+        raise CheckpointError(
+            f"{name} holds no {SIDECAR_FILE}: expected a run folder, a cell's folder (arm/budget/seed), or its model/ folder"
+        )
     sidecar = Sidecar(**read_json(folder / SIDECAR_FILE))
     functions = functions_of(task_from_dict(sidecar.task))
     auto_model = functions.AUTO_MODEL
@@ -100,7 +102,7 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
             )
         config = labelled_config(checkpoint.config, sidecar.labels)
         if sidecar.pooling is not None:
-            config = with_pooling_block(config)
+            config = with_pooling_block(config, checkpoint.folder)
         architecture = Architecture(checkpoint, auto_model, config, frozenset(), frozenset(), pooling=sidecar.pooling)
         plain = build_model(architecture, "pretrained", seed=0)
         with quiet_peft():

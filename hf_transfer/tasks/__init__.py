@@ -4,7 +4,8 @@
 - data: `choose_columns` (the roles it fills), `read` (splits -> label names and examples), `check_labels` (enough to learn from),
   `count_labels`
 - model input: `prepare_tokenizer`, `encode` (inputs -> windows), `collate` (windows -> tensors), `long_input` (one of many tokens)
-- model output: `item_logits` (a row an item), `class_weights` (by name -> by class id), `decode` (probabilities -> class ids)
+- training: `weights_by_class` (by name -> by class id), `item_shares` (what a row's items count), `describe_too_long`
+- model output: `item_logits` (a row an item), `decode` (probabilities -> class ids)
 - a trained model: `to_inputs` (what a user passes -> inputs), `to_answers` (probabilities -> what a user gets)
 """
 

@@ -24,9 +24,10 @@ CHUNK = 1000
 """Rows tokenised at once: a text is tokenised whole before it is cut, and the tokenizer keeps a hundred bytes a token."""
 
 
-def choose_columns(columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
-    """Give the role -> column that the data fills: `text_pair` joins where the data has a column of that name."""
-    return {**columns, "text_pair": "text_pair"} if "text_pair" not in columns and "text_pair" in found else dict(columns)
+def choose_columns(columns: Mapping[str, str], found: Collection[str], task: TextClassification) -> dict[str, str]:
+    """Give the role -> column that the data fills: `text_pair` joins where a column of that name is there and plays no other role."""
+    declined = "text_pair" in columns or task.text_pair == "" or "text_pair" in columns.values()
+    return dict(columns) if declined or "text_pair" not in found else {**columns, "text_pair": "text_pair"}
 
 
 def read(
@@ -64,13 +65,13 @@ def read(
     return names, examples
 
 
-def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
-    """Refuse data of one class, and labels that training lacks.
+def check_labels(corpus: Corpus, names: Sequence[str]) -> list[str]:
+    """Refuse data of one class, and labels that training lacks; give sentences to tell.
 
     Raises:
         DataError: Names the labels.
     """
-    check_classes(corpus, names)
+    return check_classes(corpus, names)
 
 
 def count_labels(labels: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, int]:
@@ -79,7 +80,7 @@ def count_labels(labels: Sequence[np.ndarray], names: Sequence[str]) -> dict[str
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def class_weights(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+def weights_by_class(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
     """Give the weight of each class, (C,) float64, from weights by label name; others 1.
 
     Raises:
@@ -133,6 +134,16 @@ def long_input(num_tokens: int) -> str:
     return "a " * num_tokens
 
 
+def item_shares(num_items: np.ndarray, task: TextClassification) -> np.ndarray:
+    """Give what each item of a row counts by its row, (B,): 1."""
+    return np.ones(len(num_items))
+
+
+def describe_too_long(task: TextClassification) -> str:
+    """Say what becomes of a text longer than `max_length`."""
+    return f"cut ({'both ends' if task.keep == 'both' else f'the {task.keep}'} kept)"
+
+
 def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
     """Clean what a user wants predicted as the training texts were.
 
@@ -147,7 +158,8 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
     for index, value in enumerate(values):
         texts = list(value) if pairs and isinstance(value, (tuple, list)) else [value]
         if len(texts) != 1 + pairs or not all(isinstance(text, str) for text in texts):
-            raise ConfigError(f"predict takes {expected}, found {type(value).__name__} at position {index}")
+            found = listed(type(text).__name__ for text in texts) if isinstance(value, (tuple, list)) and pairs else type(value).__name__
+            raise ConfigError(f"predict takes {expected}, found {found} at position {index}")
         texts = [_clean(text, task) for text in texts]
         cleaned.append(tuple(texts) if pairs else texts[0])
     return cleaned

@@ -28,7 +28,7 @@ CHUNK = 1000
 """Rows tokenised at once."""
 
 
-def choose_columns(columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+def choose_columns(columns: Mapping[str, str], found: Collection[str], task: TokenClassification) -> dict[str, str]:
     """Give the role -> column that the data fills: words and tags, or text and spans where those are named or alone are there."""
     spans = {"text": columns.get("text", "text"), "spans": columns.get("spans", "spans")}
     if "text" in columns or "spans" in columns:
@@ -72,8 +72,8 @@ def read(
     return names, examples
 
 
-def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
-    """Refuse training rows without any entity.
+def check_labels(corpus: Corpus, names: Sequence[str]) -> list[str]:
+    """Refuse training rows without any entity; give sentences to tell: types that only test or only training has.
 
     Raises:
         DataError: Every word is outside.
@@ -81,22 +81,33 @@ def check_labels(corpus: Corpus, names: Sequence[str]) -> None:
     outside = names.index(OUTSIDE)
     if all((labels == outside).all() for labels in corpus.train.labels):
         raise DataError(f"the {len(corpus.train)} training rows hold no entity: every word is tagged {OUTSIDE}")
+    trained, tested = (count_labels(examples.labels, names) for examples in (corpus.train, corpus.test))
+    told = []
+    if unseen := [name for name in names_of_types(names) if tested[name] and not trained[name]]:
+        told.append(f"training has no entity of the type {listed(unseen)}, test has: none of them can be found")
+    if untested := [name for name in names_of_types(names) if trained[name] and not tested[name]]:
+        told.append(f"test has no entity of the type {listed(untested)}")
+    return told
+
+
+def names_of_types(names: Sequence[str]) -> list[str]:
+    """Give the entity types among tag names."""
+    return list(dict.fromkeys(type_of(name) for name in names if name != OUTSIDE))
 
 
 def count_labels(labels: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, int]:
     """Count the entities of each type."""
-    types = dict.fromkeys(type_of(name) for name in names if name != OUTSIDE)
     found = Counter(entity.type for row in labels for entity in find_entities([names[tag] for tag in row]))
-    return {name: found[name] for name in types}
+    return {name: found[name] for name in names_of_types(names)}
 
 
-def class_weights(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+def weights_by_class(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
     """Give the weight of each tag, (C,) float64, from weights by tag (`B-person`) or by entity type (`person`); others 1.
 
     Raises:
         ConfigError: There is no such tag or type.
     """
-    types = list(dict.fromkeys(type_of(name) for name in names if name != OUTSIDE))
+    types = names_of_types(names)
     if unknown := sorted(set(weights) - set(names) - set(types)):
         suggestion = did_you_mean(unknown[0], [*types, *names])
         raise ConfigError(f"class_weights names '{unknown[0]}', entity types are {listed(types)} and tags {listed(names)}{suggestion}")
@@ -211,6 +222,21 @@ def long_input(num_tokens: int) -> tuple[str, ...]:
     return ("a",) * num_tokens
 
 
+def item_shares(num_items: np.ndarray, task: TokenClassification) -> np.ndarray:
+    """Give what each item of a row counts by its row, (B,): 1, or 1 / words where every row shall count the same.
+
+    Args:
+        num_items: Words of each row, (B,).
+        task: Says which.
+    """
+    return 1 / np.maximum(num_items, 1) if task.loss_per == "row" else np.ones(len(num_items))
+
+
+def describe_too_long(task: TokenClassification) -> str:
+    """Say what becomes of a row longer than `max_length`."""
+    return "read in several windows"
+
+
 def to_inputs(values: Iterable[Any], task: TokenClassification) -> list[tuple[str, ...]]:
     """Cut what a user wants predicted into words; a list of words stays as it is.
 
@@ -260,7 +286,8 @@ def _words_and_places(value: Any, index: int) -> tuple[tuple[str, ...], list[tup
     if isinstance(value, str):
         return split_words(value)
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
-        raise ConfigError(f"predict takes a list of texts (or of lists of words), found {type(value).__name__} at position {index}")
+        inside = f" of {listed(sorted({type(word).__name__ for word in value}))}" if isinstance(value, (list, tuple)) else ""
+        raise ConfigError(f"predict takes a list of texts (or of lists of words), found {type(value).__name__}{inside} at position {index}")
     ends = np.cumsum([len(word) + 1 for word in value]) - 1
     return tuple(value), [(int(end) - len(word), int(end)) for end, word in zip(ends, value, strict=True)]
 
@@ -271,12 +298,14 @@ def _words_of_spans(split: str, dataset: Dataset) -> Dataset:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"{split} row {row} has no text ({text!r}): fill it, or remove the row")
-    if "spans" not in dataset.column_names:
+    spans_of = dataset["spans"][:] if "spans" in dataset.column_names else [None] * len(texts)
+    if split != "train" and all(spans is None for spans in spans_of):
         return Dataset.from_dict({"tokens": [list(split_words(text)[0]) for text in texts]})
     rows = []
-    for row, (text, spans) in enumerate(zip(texts, dataset["spans"][:], strict=True)):
-        if spans is not None and not isinstance(spans, list):
-            raise DataError(f"{split} row {row}: spans must be a list of {{start, end, label}}, found {type(spans).__name__}")
+    for row, (text, spans) in enumerate(zip(texts, spans_of, strict=True)):
+        if not isinstance(spans, list):
+            found = "none" if spans is None else type(spans).__name__
+            raise DataError(f"{split} row {row}: spans must be a list of {{start, end, label}}, [] where there is no entity; found {found}")
         rows.append(tag_spans(text, spans, f"{split} row {row}"))
     return Dataset.from_dict({"tokens": [list(words) for words, _ in rows], "ner_tags": [tags for _, tags in rows]})
 

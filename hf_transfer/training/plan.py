@@ -129,5 +129,5 @@ def _draw_alike(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for name, quota in zip(found, quotas, strict=True):
         members = np.flatnonzero(classes == name)
         rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
-        drawn.append(np.concatenate([*rounds, members[:0]])[:quota])
+        drawn.append(np.concatenate(rounds)[:quota])
     return np.concatenate(drawn)

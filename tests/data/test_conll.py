@@ -16,6 +16,12 @@ def test_sentences_words_and_tags(tmp_path: Path) -> None:
     assert dataset["ner_tags"][:] == [["B-PER", "I-PER"], ["O", "O"]]
 
 
+def test_a_new_document_ends_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "x.conll"
+    path.write_text("A NN B-x\n-DOCSTART- -X- O\nB NN I-x\n10\u00a0000 CD O\n", encoding="utf-8")
+    assert read_conll(path)["tokens"][:] == [["A"], ["B", "10\u00a0000"]]
+
+
 def test_tabs_keep_blanks_and_empty_words(tmp_path: Path) -> None:
     path = tmp_path / "x.bio"
     path.write_text("New York\tB-LOC\n\tO\n5\u20093\tO\n", encoding="utf-8")

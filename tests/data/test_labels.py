@@ -27,7 +27,7 @@ def test_integers_take_names_from_a_list_a_column_or_their_digits() -> None:
     assert ids["train"].tolist() == [1, 0, 1]
     assert read_labels(splits([10, 9, 10]))[0] == ["9", "10"]
     assert read_labels(splits([1.0, 2.0]))[0] == ["1", "2"]
-    assert read_labels(splits([True, False]))[0] == ["0", "1"]
+    assert read_labels(splits([True, False]))[0] == ["False", "True"]
 
 
 def test_digits_of_a_csv_are_integers_where_they_are_named() -> None:

@@ -87,6 +87,12 @@ def test_a_budget_the_data_cannot_fill(budget: int, message: str) -> None:
         check_budget(corpus_of(examples([0, 1] * 20)), budget)
 
 
+def test_a_class_without_a_test_row_is_told() -> None:
+    train = examples([0, 1, 2, 2])
+    assert check_classes(Corpus(train, None, examples([0, 1]), 0, 0), ["x", "y", "z"]) == ["no test row has the label z"]
+    assert check_classes(Corpus(train, None, examples([0, 1, 2]), 0, 0), ["x", "y", "z"]) == []
+
+
 def test_too_few_rows_in_all() -> None:
     with pytest.raises(DataError, match="3 training rows are too few for 2 classes"):
         check_budget(corpus_of(examples([0, 1, 1])), "all")

@@ -12,6 +12,7 @@ from seqeval import metrics as seqeval
 from seqeval.scheme import IOB2
 
 import hf_transfer as ht
+from hf_transfer.data.tags import find_entities
 from hf_transfer.evidence.cell import _mean_over_rows, _train, evaluate
 from hf_transfer.evidence.study import Study, build_arm, prepare_study
 from hf_transfer.tasks.items import item_losses
@@ -93,12 +94,23 @@ def test_a_saved_model_answers_as_it_was_tested(comparison: ht.Comparison, docum
     rows = [json.loads(line) for line in (documents / "test.jsonl").read_text().splitlines()]
     answers = model.predict([row["tokens"] for row in rows])
     table = pq.read_table(cell / "predictions.parquet").to_pydict()
-    for row, predicted, answer in zip(rows, table["prediction"], answers, strict=True):
+    found = 0
+    for row, predicted, probabilities, answer in zip(rows, table["prediction"], table["probabilities"], answers, strict=True):
         tags = [model.labels[tag] for tag in predicted]
         text = " ".join(row["tokens"])
-        assert [entity["label"] for entity in answer["entities"]] == [tag[2:] for tag in tags if tag[0] == "B"]
+        expected = find_entities(tags)
+        found += len(expected)
+        starts = np.cumsum([0, *(len(word) + 1 for word in row["tokens"])])
+        assert [(entity["start"], entity["end"], entity["label"]) for entity in answer["entities"]] == [
+            (starts[entity.start], starts[entity.end] - 1, entity.type) for entity in expected
+        ]
         assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in answer["entities"])
+        chances = [of_word[tag] for of_word, tag in zip(probabilities, predicted, strict=True)]
+        assert [entity["score"] for entity in answer["entities"]] == pytest.approx(
+            [np.mean(chances[entity.start : entity.end]) for entity in expected], abs=1e-4
+        )
     assert answers[21] == {"entities": []}
+    assert found > 100 or arm != "full"
     (answer,) = model.predict(["of anchor,  queen"]) if arm == "full" else [None]
     if answer:
         assert [(entity["text"], entity["start"]) for entity in answer["entities"]] == [("anchor", 3), ("queen", 12)]

@@ -33,10 +33,12 @@ def test_what_two_linears_keep(on_gpu: bool) -> None:
     parameters = 2 * (64 * 64 + 64)
     assert (found.weights, found.gradients, found.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
     element = 10 * 64
-    if on_gpu:
-        # The input, the ReLU's output, a mask of a byte an element; and what passes through.
-        assert found.activations_per_row == (2 * 4 + 1 + TRANSIENT_TENSORS * 4) * element
+    # The input and the ReLU's output; behind dropout, on a GPU a mask of a byte an element, on a CPU one as wide as the numbers and
+    # its product.
+    mask = 1 if on_gpu else 2 * 4
+    assert found.activations_per_row == (2 * 4 + mask + TRANSIENT_TENSORS * 4) * element
     assert found.total(100) == 16 * parameters + 10 * found.activations_per_row
+    assert found.total(100, max_rows=3) == 16 * parameters + 3 * found.activations_per_row, "no more rows than an update has"
     assert found.total(5) == 16 * parameters + found.activations_per_row, "a row longer than the micro-batch stands alone"
     assert model.training
     assert model.dropout.training

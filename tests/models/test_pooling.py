@@ -6,13 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, DistilBertConfig, MPNetConfig, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
 
 import hf_transfer as ht
+from hf_transfer.errors import CheckpointError
 from hf_transfer.evidence.study import build_arm, check_arm
 from hf_transfer.models.build import Architecture, build_model, inspect, quiet_loading
 from hf_transfer.models.checkpoint import open_checkpoint
-from hf_transfer.models.pooling import pools_the_mean
+from hf_transfer.models.pooling import pools_the_mean, read_pooling
 from hf_transfer.models.saved import Sidecar, load_saved, save_model
 from hf_transfer.models.tuning import find_blocks, set_training_mode
 from tests.conftest import save_tiny_bert
@@ -100,6 +109,40 @@ def test_the_block_never_trains_and_a_saved_model_is_a_plain_one(folder: Path, t
             assert torch.allclose(plain(**INPUTS).logits, expected, atol=1e-6)
 
 
+def test_a_chain_keeps_the_block_it_was_given(folder: Path, tmp_path: Path) -> None:
+    """A saved arm is the next run's checkpoint: no second block, and the first stays fixed; LoRA on it reloads too."""
+    first = inspected(folder)
+    model = build_model(first, "pretrained", 0)
+    checkpoint = first.checkpoint
+    task = dataclasses.asdict(ht.TextClassification())
+    sidecar = Sidecar(task, ["a", "b", "c"], checkpoint.base_id, checkpoint.revision, checkpoint.sha256, first.pooling)
+    save_model(model, checkpoint.tokenizer, sidecar, tmp_path / "first")
+    second = inspect(open_checkpoint(str(tmp_path / "first")), AutoModelForSequenceClassification, ["x", "y"], reads_texts_whole=True)
+    assert (second.pooling, second.config.num_hidden_layers, second.fixed) == ("mean", 3, first.fixed)
+    assert second.head == {"classifier.weight", "classifier.bias"}, "its pooler was trained"
+    adapted = build_arm(second, ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=1), 0, "SEQ_CLS")
+    assert not [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".layer.2." in name]
+    base = second.checkpoint
+    sidecar = Sidecar(task, ["x", "y"], base.base_id, base.revision, base.sha256, second.pooling)
+    save_model(adapted, base.tokenizer, sidecar, tmp_path / "second")
+    with torch.no_grad():
+        loaded = load_saved(str(tmp_path / "second"), base=str(tmp_path / "first")).model
+        assert torch.allclose(loaded(**INPUTS).logits, adapted.eval()(**INPUTS).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", ["no json", "[1]"])
+def test_a_pooling_file_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    folder = sentence_encoder(save_tiny_bert(tmp_path / "broken"))
+    (folder / "1_Pooling" / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is no JSON object: mend it, or remove the folder 1_Pooling"):
+        inspected(folder)
+
+
+def test_several_poolings_at_once_are_not_the_mean(tmp_path: Path) -> None:
+    folder = sentence_encoder(save_tiny_bert(tmp_path / "both"), pooling_mode_mean_tokens=True, pooling_mode_cls_token=True)
+    assert read_pooling(folder) == "other"
+
+
 def test_another_pooling_counts_the_pooler_as_head_and_adds_nothing(tmp_path: Path) -> None:
     architecture = inspected(sentence_encoder(save_tiny_bert(tmp_path / "cls"), pooling_mode_cls_token=True))
     assert (architecture.pooling, architecture.config.num_hidden_layers, architecture.fixed) == (None, 2, frozenset())
@@ -120,9 +163,11 @@ SHAPE = {"vocab_size": 71, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
     [
         (RobertaConfig(**SHAPE, max_position_embeddings=64), "mean"),
         (MPNetConfig(**SHAPE, max_position_embeddings=64), None),
+        (ModernBertConfig(**SHAPE, max_position_embeddings=64, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3), None),
+        (AlbertConfig(**SHAPE, embedding_size=32, max_position_embeddings=64), None),
         (DistilBertConfig(vocab_size=71, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64), None),
     ],
-    ids=["roberta", "mpnet", "distilbert"],
+    ids=["roberta", "mpnet", "modernbert", "albert", "distilbert"],
 )
 def test_other_encoders_pool_where_their_blocks_are_built_alike(tmp_path: Path, config: object, pooling: str | None) -> None:
     folder = sentence_encoder(save_tiny_bert(tmp_path / "other"), pooling_mode_mean_tokens=True)
@@ -131,5 +176,6 @@ def test_other_encoders_pool_where_their_blocks_are_built_alike(tmp_path: Path, 
     architecture = inspected(folder)
     assert architecture.pooling == pooling
     assert bool(architecture.fixed) == (pooling is not None)
+    assert architecture.config.num_hidden_layers == 2 + (pooling is not None)
     assert not any(".layer." in name for name in architecture.head)
     build_arm(architecture, ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=1), 0, "SEQ_CLS")

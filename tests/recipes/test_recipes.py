@@ -54,7 +54,12 @@ def flags(tiny_bert: Path, datasets: dict[str, list[object]]) -> dict[str, list[
     # Dropout is off: its masks follow the micro-batches, which differ between one process and two. Sentences are read in windows.
     shape = "--budgets 41 --batch-size 8 --epochs 2 --precision fp32 --set training.dropout=0 training.class_weights=balanced"
     own = {
-        "newsgroups": ["arms.top.num_blocks=1", "training.label_smoothing=0.1", "training.sampling=balanced"],
+        "newsgroups": [
+            "arms.top.num_blocks=1",
+            "training.label_smoothing=0.1",
+            "training.sampling=balanced",
+            "training.class_weights={boats: 3}",
+        ],
         "sentiment": [],
         "ner": ["task.loss_per=row", "task.max_length=12"],
         "text": [],

@@ -110,10 +110,15 @@ PAIR = {"text": "a", "text_pair": "b", "label": "y"}
 
 def test_a_pair_is_read_and_its_column_found_by_name() -> None:
     rows = {"text": ["x ", "<br/>y"], "text_pair": ["u", " v"], "label": ["p", "q"]}
-    columns = task.choose_columns(TextClassification().columns, list(rows))
+    config = TextClassification()
+    columns = task.choose_columns(config.columns, list(rows), config)
     assert columns == {"text": "text", "label": "label", "text_pair": "text_pair"}
-    assert task.choose_columns(PAIR, list(rows)) == PAIR
-    assert "text_pair" not in task.choose_columns(TextClassification().columns, ["text", "label", "pair"])
+    assert task.choose_columns(PAIR, list(rows), config) == PAIR
+    assert "text_pair" not in task.choose_columns(config.columns, ["text", "label", "pair"], config)
+    alone = TextClassification(text_pair="")
+    assert task.choose_columns(alone.columns, list(rows), alone) == {"text": "text", "label": "label"}, "declined"
+    other = {"text": "text_pair", "label": "label"}
+    assert task.choose_columns(other, list(rows), config) == other, "it plays another role"
     _, examples = task.read({"train": Dataset.from_dict(rows)}, columns, None, TextClassification(replace={"<br/>": "z "}))
     assert examples["train"] is not None
     assert examples["train"].inputs == [("x", "u"), ("z y", "v")]
@@ -139,7 +144,7 @@ def test_predicting_takes_what_was_trained_on() -> None:
         ("a", None, r"list of texts, found str: predict\(\[text\]\)"),
         ([("a", "b")], None, "found tuple at position 0"),
         (["a"], "text_pair", r"list of pairs \(text, second text\), found str at position 0"),
-        ([("a", "b"), ("a", 1)], "text_pair", "found tuple at position 1"),
+        ([("a", "b"), ("a", 1)], "text_pair", "found str, int at position 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             task.to_inputs(values, TextClassification(text_pair=pair))

@@ -120,7 +120,7 @@ def test_decoding_gives_the_likeliest_legal_tags(seed: int) -> None:
 
 def read(rows: dict[str, list[object]], columns: dict[str, str] | None = None) -> tuple[list[str], dict[str, Examples | None]]:
     splits = {"train": Dataset.from_dict(rows)}
-    chosen = task.choose_columns(columns or TokenClassification().columns, splits["train"].column_names)
+    chosen = task.choose_columns(columns or TokenClassification().columns, splits["train"].column_names, TokenClassification())
     return task.read(splits, chosen, None, TokenClassification())
 
 
@@ -139,6 +139,14 @@ def test_words_or_spans() -> None:
     assert read({"body": ["Ann ran", "no"], "found": spans}, named)[0] == names == ["O", "B-x", "I-x"]
 
 
+def test_a_test_split_with_spans_nowhere_is_unlabelled() -> None:
+    spans = [[{"start": 0, "end": 3, "label": "x"}], []]
+    splits = {"train": Dataset.from_dict({"text": ["Ann ran", "no"], "spans": spans})}
+    splits["test"] = Dataset.from_dict({"text": ["Bob", "Cy"], "spans": [None, None]})
+    columns = {"text": "text", "spans": "spans"}
+    assert task.read(splits, columns, None, TokenClassification())[1]["test"] is None
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -150,6 +158,7 @@ def test_words_or_spans() -> None:
         ({"text": ["Ann"], "spans": [[{"start": 0, "end": 9, "label": "x"}]]}, "train row 0: the span 0 to 9"),
         ({"text": [None, "a"], "spans": [[], []]}, "train row 0 has no text"),
         ({"text": ["Ann"], "spans": ["x"]}, "train row 0: spans must be a list"),
+        ({"text": ["Ann", "Bob"], "spans": [[], None]}, r"train row 1: spans must be .*\[\] where there is no entity; found none"),
     ],
 )
 def test_bad_rows_are_named(rows: dict[str, list[object]], message: str) -> None:
@@ -163,10 +172,21 @@ def test_training_rows_without_an_entity_are_refused() -> None:
         task.check_labels(Corpus(examples, None, examples, 0, 0), TAGS)
 
 
+def test_types_of_one_role_only_are_told() -> None:
+    def tagged(*tags: int) -> Examples:
+        return Examples(np.arange(1), [("a",) * len(tags)], [np.array(tags)], np.zeros(1, dtype=np.int64))
+
+    assert task.check_labels(Corpus(tagged(1, 2, 3), None, tagged(1, 3), 0, 0), TAGS) == []
+    assert task.check_labels(Corpus(tagged(1, 2), None, tagged(3, 0), 0, 0), TAGS) == [
+        "training has no entity of the type y, test has: none of them can be found",
+        "test has no entity of the type x",
+    ]
+
+
 def test_weights_by_tag_or_by_type() -> None:
-    assert task.class_weights({"x": 3.0, "O": 0.5, "I-x": 2.0}, TAGS).tolist() == [0.5, 3.0, 2.0, 1.0, 1.0]
+    assert task.weights_by_class({"x": 3.0, "O": 0.5, "I-x": 2.0}, TAGS).tolist() == [0.5, 3.0, 2.0, 1.0, 1.0]
     with pytest.raises(ConfigError, match="names 'z', entity types are x, y and tags O"):
-        task.class_weights({"z": 1.0}, TAGS)
+        task.weights_by_class({"z": 1.0}, TAGS)
 
 
 def test_answers_have_character_offsets() -> None:
@@ -183,7 +203,11 @@ def test_answers_have_character_offsets() -> None:
     ]
     assert answers[1]["entities"] == [{"start": 0, "end": 8, "text": "New York", "label": "y", "score": 0.5}]
     assert len(find_entities([TAGS[tag] for tag in tags[0]])) == 2
-    for wrong, message in (("Ann", r"found str: predict\(\[text\]\)"), ([1], "found int at position 0"), ([["a", 1]], "found list")):
+    for wrong, message in (
+        ("Ann", r"found str: predict\(\[text\]\)"),
+        ([1], "found int at position 0"),
+        ([["a", 1]], "found list of int, str at position 0"),
+    ):
         with pytest.raises(ConfigError, match=message):
             task.to_inputs(wrong, config)  # type: ignore[arg-type]
 
