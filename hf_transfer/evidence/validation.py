@@ -22,6 +22,9 @@ NO_LIMIT = 10**9
 CPU_GROWTH = 2**28
 """Bytes the program grows by once it trains on a CPU, compiled kernels and the allocator's leftovers: 0.2 to 0.3 GiB, where MiniLM at 1,024
 to 4,096 tokens a micro-batch took 1.6 to 2.7 GiB and the rest of the estimate was right to 15 % (2 cores, 2026-11-20)."""
+CPU_KERNELS = 3 * 2**29
+"""Bytes a long run on a CPU comes to hold besides: torch keeps a compiled kernel for each shape of a batch, about 1 MiB each and 1,024 at most.
+MiniLM took 3.0 to 3.3 GiB after 500 updates of newsgroups and IMDb (2 cores, 2026-11-20)."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Findings:
             lines.append(("arms" if index == 0 else "", text))
         available = device_memory_bytes(study.accelerator) / 2**30
         where = f"{study.accelerator.device.type} with {available:.0f} GiB"
-        lines.append(("memory", f"at {study.max_tokens:,} padded tokens a micro-batch, on this {where}"))
+        later = "" if on_gpu else f"; a long run comes to hold {CPU_KERNELS / 2**30:.1f} GiB more (kernels for batches of each shape)"
+        lines.append(("memory", f"at {study.max_tokens:,} padded tokens a micro-batch, on this {where}{later}"))
         return lines
 
 
