@@ -23,8 +23,8 @@ CPU_GROWTH = 2**28
 """Bytes the program grows by once it trains on a CPU, compiled kernels and the allocator's leftovers: 0.2 to 0.3 GiB, where MiniLM at 1,024
 to 4,096 tokens a micro-batch took 1.6 to 2.7 GiB and the rest of the estimate was right to 15 % (2 cores, 2026-11-20)."""
 CPU_KERNELS = 3 * 2**29
-"""Bytes a long run on a CPU comes to hold besides: torch keeps a compiled kernel for each shape of a batch, about 1 MiB each and 1,024 at most.
-MiniLM took 3.0 to 3.3 GiB after 500 updates of newsgroups and IMDb (2 cores, 2026-11-20)."""
+"""Bytes a long run on a CPU comes to hold besides: torch keeps a compiled kernel for each shape of a batch, about 1 MiB each, 1,024 at
+most. MiniLM took 3.0 to 3.3 GiB after 500 updates of newsgroups and IMDb (2 cores, 2026-11-20)."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Findings:
         too_long = study.task.describe_too_long(task)
         sample = f" in a sample of {lengths.rows_looked_at:,}" if lengths.rows_looked_at < len(corpus.train) else ""
         bound = f", reads {checkpoint.max_length:,} tokens" if checkpoint.max_length else ""
-        trained_through = read_pooling(checkpoint.folder)
-        pooling = "" if trained_through is None else "; a sentence encoder, read through its first token"
-        pooling = "; a sentence encoder, read through its mean pooling" if study.architecture.pooling else pooling
+        pooling = ""
+        if read_pooling(checkpoint.folder) is not None and not study.task.MANY_ITEMS:
+            pooling = f"; a sentence encoder, read through its {'mean pooling' if study.architecture.pooling else 'first token'}"
         lines = [
             ("data", f"{study.recipe.data.source}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows"),
             ("", f"test rows are {corpus.test_origin}; {columns}"),
