@@ -23,8 +23,8 @@ entities; one seed, so the 95 % intervals cover other test rows only; the machin
     full     0.668 [0.659, 0.677]                +0.437 [+0.426, +0.447]      22.6 M     300       2.7 min
 
 On WNUT, scratch was restored from its first epoch, where the validation loss is lowest and hardly an entity is found yet. MiniLM knows no
-capital letters, which bert-base-cased, the default, does; that has not been measured. Rates by validation loss on wikiann, one seed: head is
-the best of 1e-3, 5e-3 and 2e-2, lora of 5e-4, 1e-3 and 2e-3; full did as well at 1e-4; scratch was not searched.
+capital letters, which bert-base-cased, the default, does; that has not been measured. Rates by validation loss on wikiann, one seed: head
+is the best of 1e-3, 5e-3 and 2e-2, lora of 5e-4, 1e-3 and 2e-3; full did as well at 1e-4; scratch was not searched.
 """
 
 import hf_transfer as ht

@@ -15,8 +15,8 @@ of the 25,000 training reviews were at hand; the machine was shared: the times t
     lora     0.854 [0.838, 0.869]                +0.362 [+0.332, +0.392]     812.2 k     300      20.5 min
     full     0.853 [0.837, 0.868]                +0.361 [+0.332, +0.387]      22.7 M     300      18.4 min
 
-Scratch learned nothing at this rate (validation loss 0.693, that of a coin), and two epochs at 1e-4 began no better: the gains say less than
-they seem to. The pretrained arms were best after one to three epochs and were restored from there. Nothing was measured with
+Scratch learned nothing at this rate (validation loss 0.693, that of a coin), and two epochs at 1e-4 began no better: the gains say less
+than they seem to. The pretrained arms were best after one to three epochs and were restored from there. Nothing was measured with
 ModernBERT-base, the default.
 """
 

@@ -141,14 +141,11 @@ def test_a_mistake_ends_with_code_2_and_one_sentence() -> None:
     ("name", "epochs", "metric", "least", "text", "label"),
     [
         ("newsgroups", 3, "accuracy", 0.4, "My telescope shows Saturn's rings, but the tripod shakes.", "astronomy"),
-        # Half of these reviews are hard by intent: a frozen encoder is little better than a coin.
-        ("sentiment", 2, "accuracy", 0.45, "It broke on the second day and nobody answered my letters.", None),
+        ("sentiment", 2, "accuracy", 0.55, "A waste of money: it broke after a week and the support was useless.", "negative"),
         ("ner", 10, "f1", 0.15, "Maria Lopez moved from Lisbon to Oslo.", "location"),
     ],
 )
-def test_the_embedded_data_read_whole(
-    name: str, epochs: int, metric: str, least: float, text: str, label: str | None, tmp_path: Path
-) -> None:
+def test_the_embedded_data_read_whole(name: str, epochs: int, metric: str, least: float, text: str, label: str, tmp_path: Path) -> None:
     """Each recipe's own `--embedded`, on the cheapest arm."""
     recipe = ht.load_recipe(name).override(
         {
@@ -164,4 +161,4 @@ def test_the_embedded_data_read_whole(
     assert comparison.values["arms"][0]["mean"] > least
     answer = comparison.best().predict([text])[0]
     found = [answer["label"]] if "label" in answer else [entity["label"] for entity in answer["entities"]]
-    assert label in found if label else set(found) <= {"positive", "negative"}
+    assert label in found
