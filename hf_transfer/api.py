@@ -184,7 +184,7 @@ class Model:
         logits = predict_logits(self.saved.model, layout, collate, task.item_logits, CPU_MICRO_BATCH_TOKENS)
         probabilities = to_probabilities(logits)
         predictions = task.decode(probabilities, layout.first_item, self.labels)
-        return task.to_answers(values, inputs, layout.split(probabilities), layout.split(predictions), self.labels)
+        return task.to_answers(values, layout.split(probabilities), layout.split(predictions), self.labels)
 
 
 def _check_run(

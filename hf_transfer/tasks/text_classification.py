@@ -166,17 +166,12 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
 
 
 def to_answers(
-    values: Sequence[Any],
-    inputs: Sequence[Any],
-    probabilities: Sequence[np.ndarray],
-    predictions: Sequence[np.ndarray],
-    names: Sequence[str],
+    values: Sequence[Any], probabilities: Sequence[np.ndarray], predictions: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Give `{"label", "score" (its probability), "probabilities" (label -> probability)}` for each text.
 
     Args:
         values: What the user passed, (B,).
-        inputs: What `to_inputs` made of it, (B,).
         probabilities: (B,) of (1, C).
         predictions: Class ids, (B,) of (1,).
         names: Label names, (C,).

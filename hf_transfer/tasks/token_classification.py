@@ -249,17 +249,12 @@ def to_inputs(values: Iterable[Any], task: TokenClassification) -> list[tuple[st
 
 
 def to_answers(
-    values: Sequence[Any],
-    inputs: Sequence[Any],
-    probabilities: Sequence[np.ndarray],
-    predictions: Sequence[np.ndarray],
-    names: Sequence[str],
+    values: Sequence[Any], probabilities: Sequence[np.ndarray], predictions: Sequence[np.ndarray], names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Give `{"entities": [{"start", "end", "text", "label", "score"}]}` for each text.
 
     Args:
         values: Texts, or lists of words, whose offsets are those in the words joined by single blanks; (B,).
-        inputs: Words, (B,) of (N_i,).
         probabilities: (B,) of (N_i, C).
         predictions: Class ids, (B,) of (N_i,).
         names: Tag names, (C,).

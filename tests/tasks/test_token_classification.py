@@ -196,7 +196,7 @@ def test_answers_have_character_offsets() -> None:
     assert words == [("Ann", "Lee", "(", "of", "Rome", ")", "ran", "."), ("New", "York")]
     tags = [np.array([1, 2, 0, 0, 3, 0, 0, 0]), np.array([3, 4])]
     probabilities = [np.eye(5, dtype=np.float32)[row] * 0.5 for row in tags]
-    answers = task.to_answers([text, ["New", "York"]], words, probabilities, tags, TAGS)
+    answers = task.to_answers([text, ["New", "York"]], probabilities, tags, TAGS)
     assert answers[0]["entities"] == [
         {"start": 0, "end": 7, "text": "Ann Lee", "label": "x", "score": 0.5},
         {"start": 12, "end": 16, "text": "Rome", "label": "y", "score": 0.5},
