@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from hf_transfer.api import Comparison, Model, load, run, validate
     from hf_transfer.cli import main
     from hf_transfer.errors import TransferError
-    from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TextClassification, TokenClassification, TrainingConfig
+    from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TrainingConfig
     from hf_transfer.recipe_files import load_recipe
+    from hf_transfer.task_configs import Augmentation, ImageClassification, TextClassification, TokenClassification
 
 __version__ = "0.1.0"
 
@@ -24,13 +25,16 @@ _HOME = {
     "main": "cli",
     "TransferError": "errors",
     "load_recipe": "recipe_files",
-    **dict.fromkeys(("Arm", "DataConfig", "LoRA", "Recipe", "TextClassification", "TokenClassification", "TrainingConfig"), "recipe"),
+    **dict.fromkeys(("Arm", "DataConfig", "LoRA", "Recipe", "TrainingConfig"), "recipe"),
+    **dict.fromkeys(("Augmentation", "ImageClassification", "TextClassification", "TokenClassification"), "task_configs"),
 }
 
 __all__ = [
     "Arm",
+    "Augmentation",
     "Comparison",
     "DataConfig",
+    "ImageClassification",
     "LoRA",
     "Model",
     "Recipe",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset
+from hf_transfer.data.hub import hub_answers, is_local_checkpoint, is_local_dataset
 from hf_transfer.errors import (
     ConfigError,
     RunFolderError,
@@ -13,14 +13,12 @@ from hf_transfer.errors import (
     did_you_mean,
     listed,
 )
-from hf_transfer.files import COMPARISON_FILE, MODEL_FOLDER, RECIPE_FILE, RESULT_FILE, cell_folder, read_json
+from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cell_folder, model_folder_of, read_json
 from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 if TYPE_CHECKING:
     from hf_transfer.evidence.validation import Findings
     from hf_transfer.models.saved import SavedModel
-
-EMBEDDED_TEXT_CHECKPOINT = EMBEDDED + "all-MiniLM-L6-v2"
 
 
 def run(
@@ -84,16 +82,9 @@ def load(name: str | Path, base: str | None = None) -> "Model":
     """
     check_no_name_clash()
     folder = Path(name).expanduser()
-    if (folder / COMPARISON_FILE).is_file():
-        return Comparison(folder).best(base)
-    if (folder / RECIPE_FILE).is_file():
-        raise RunFolderError(f"the run in {folder} is unfinished: it has no {COMPARISON_FILE}; give the folder of a cell that is done")
-    if (folder / RESULT_FILE).is_file():
-        folder = folder / MODEL_FOLDER
-
     from hf_transfer.models.saved import load_saved
 
-    return Model(load_saved(str(folder if folder.is_dir() else name), base))
+    return Model(load_saved(str(model_folder_of(folder) if folder.is_dir() else name), base))
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
@@ -137,8 +128,7 @@ class Comparison:
 
     def best(self, base: str | None = None) -> "Model":
         """Give the model of the recommended arm, budget and seed."""
-        chosen = self.values["recommendation"]
-        return load(cell_folder(self.folder, chosen["arm"], chosen["budget"], chosen["seed"]) / MODEL_FOLDER, base)
+        return load(self.folder, base)
 
 
 @dataclass(frozen=True)
@@ -152,19 +142,20 @@ class Model:
         """Label names by class id, (C,)."""
         return self.saved.sidecar.labels
 
-    def predict(self, texts: Iterable[Any]) -> list[dict[str, Any]]:
-        """Predict each text, in fp32.
+    def predict(self, inputs: Iterable[Any]) -> list[dict[str, Any]]:
+        """Predict each text or image, in fp32.
 
         Args:
-            texts: (B,) texts (pairs of texts for a model of pairs; for NER texts or lists of words); an empty one is predicted like
-                any other.
+            inputs: (B,) texts (pairs of texts for a model of pairs; for NER texts or lists of words), an empty one is predicted like
+                any other; or images: paths, encoded images, Pillow images.
 
         Returns:
             (B,) of `{"label", "score" (its probability), "probabilities" (label -> probability)}`; for NER of
             `{"entities": [{"start", "end", "text", "label", "score"}]}`, offsets in characters.
 
         Raises:
-            ConfigError: `texts` is no such list.
+            ConfigError: `inputs` is no such list.
+            DataError: An image cannot be read.
         """
         import functools
 
@@ -174,13 +165,13 @@ class Model:
         from hf_transfer.training.device import CPU_MICRO_BATCH_TOKENS
 
         task = functions_of(self.saved.task)
-        values = texts if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
-        inputs = task.to_inputs(values, self.saved.task)
-        if not inputs:
+        values = inputs if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable) else list(inputs)
+        rows = task.to_inputs(values, self.saved.task)
+        if not rows:
             return []
-        tokenizer = self.saved.tokenizer
-        layout = lay_out(task.encode(tokenizer, inputs, self.saved.task))
-        collate = functools.partial(task.collate, tokenizer=tokenizer)
+        processor = self.saved.processor
+        layout = lay_out(task.encode(processor, rows, self.saved.task))
+        collate = functools.partial(task.collate, processor=processor)
         logits = predict_logits(self.saved.model, layout, collate, task.item_logits, CPU_MICRO_BATCH_TOKENS)
         probabilities = to_probabilities(logits)
         predictions = task.decode(probabilities, layout.first_item, self.labels)

@@ -35,6 +35,20 @@ def run_folder_of(model_folder: Path) -> Path | None:
     return parents[3] if len(parents) > 3 and (parents[3] / RECIPE_FILE).is_file() else None
 
 
+def model_folder_of(folder: Path) -> Path:
+    """Give the folder of a model: of a run the recommended one, of a cell its own; any other folder as it is.
+
+    Raises:
+        RunFolderError: The run is unfinished.
+    """
+    if (folder / COMPARISON_FILE).is_file():
+        chosen = read_json(folder / COMPARISON_FILE)["recommendation"]
+        folder = cell_folder(folder, chosen["arm"], chosen["budget"], chosen["seed"])
+    elif (folder / RECIPE_FILE).is_file():
+        raise RunFolderError(f"the run in {folder} is unfinished: it has no {COMPARISON_FILE}; give the folder of a cell that is done")
+    return folder / MODEL_FOLDER if (folder / RESULT_FILE).is_file() else folder
+
+
 def claim_run_folder(folder: Path) -> None:
     """Create the folder of a new run.
 

@@ -20,6 +20,15 @@ from hf_transfer.recipe_files import load_recipe, recipe_names
 RUN_DEFAULTS = {"arms", "budgets", "seeds", "max_test_rows"}
 """What a config file's `run` section may hold: flags that are no field of the recipe."""
 
+EMBEDDED_CHECKPOINTS = {
+    "text-classification": EMBEDDED + "all-MiniLM-L6-v2",
+    "token-classification": EMBEDDED + "all-MiniLM-L6-v2",
+    "image-classification": EMBEDDED + "vit-cifar10",
+}
+"""Kind of task -> what `--embedded` starts from."""
+EMBEDDED_CHANGES = {EMBEDDED + "vit": {"task.augmentation": "digits"}}
+"""Embedded data -> what a recipe for other data must change to read it."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser without abbreviations, whose mistakes are a `ConfigError`."""
@@ -131,7 +140,10 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
     Raises:
         ConfigError: A flag cannot be meant.
     """
-    changes: dict[str, Any] = {"checkpoint": api.EMBEDDED_TEXT_CHECKPOINT} if flags.embedded else {}
+    changes: dict[str, Any] = {}
+    if flags.embedded:
+        changes["checkpoint"] = EMBEDDED_CHECKPOINTS[recipe.task.kind]
+        changes |= EMBEDDED_CHANGES.get(recipe.data.source or "", {})
     for flag, path in (
         ("checkpoint", "checkpoint"),
         ("dataset_config", "data.config"),

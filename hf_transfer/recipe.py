@@ -12,18 +12,14 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from hf_transfer.checked import config
+from hf_transfer.checked import Count, Fraction, Given, NonNegative, Positive, config
 from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
+from hf_transfer.task_configs import ImageClassification, Task, TextClassification
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # A folder of the run folder: without a dot it cannot be one of its files.
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
-Given = Annotated[str, Field(min_length=1)]
 # YAML reads a label called 1 as a number.
 LabelName = Annotated[str, BeforeValidator(lambda name: str(name) if isinstance(name, int) else name)]
 
@@ -39,97 +35,12 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @config
-class TextClassification:
-    """One label for a text, or for a pair of texts."""
-
-    kind: Literal["text-classification"] = "text-classification"
-    text: str = "text"
-    """Column that holds the text."""
-    text_pair: str | None = None
-    """Column that holds a second text; null = `text_pair` where the data has a column of that name, else none; "" = none."""
-    label: str = "label"
-    """Column that holds the label: a ClassLabel, an integer or a string."""
-    max_length: Annotated[int, Field(ge=4)] = 256
-    """Tokens a text (or a pair together) is cut to, special tokens included."""
-    keep: Literal["head", "tail", "both"] = "head"
-    """What stays of a longer text: its head, its tail, or both ends (a quarter head, three quarters tail, as in Sun et al. 2019)."""
-    replace: dict[Given, str] = dataclasses.field(default_factory=dict)
-    """What is replaced in every text, letter for letter, in training and in prediction: `{"<br />": " "}`."""
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Role -> column."""
-        return {"text": self.text, "label": self.label} | ({"text_pair": self.text_pair} if self.text_pair else {})
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Every role there is, optional ones too."""
-        return ("text", "text_pair", "label", "label_name")
-
-
-@config
-class TokenClassification:
-    """A tag for every word: named entities."""
-
-    kind: Literal["token-classification"] = "token-classification"
-    tokens: str = "tokens"
-    """Column that holds the words: a list of strings."""
-    ner_tags: str = "ner_tags"
-    """Column that holds a tag a word: BIO, IOB1 or BIOES, as names or as integers."""
-    text: str | None = None
-    """Column that holds plain text, for data with spans instead of words; null = `text` where the data has no words."""
-    spans: str | None = None
-    """Column that holds its entities: a list of `{"start", "end", "label"}`, in characters."""
-    max_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens of a window, special tokens included. A longer row is read in several that overlap by half: no word is lost."""
-    loss_per: Literal["word", "row"] = "word"
-    """What counts the same in the loss: every word, or every row, so that a long document does not drown the others."""
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Role -> column."""
-        if self.text is not None and self.spans is not None:
-            return {"text": self.text, "spans": self.spans}
-        return {"tokens": self.tokens, "ner_tags": self.ner_tags}
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Every role there is."""
-        return ("tokens", "ner_tags", "text", "spans")
-
-    def __post_init__(self) -> None:
-        if (self.text is None) != (self.spans is None):
-            raise ValueError("text and spans belong together: name both columns, or neither for data with tokens and ner_tags")
-
-
-TASKS: dict[str, type[Any]] = {"text-classification": TextClassification, "token-classification": TokenClassification}
-"""Kind -> task config."""
-
-
-def _kind_of(value: Any) -> str:
-    """Give the kind of a task config, or of the mapping that should become one; without a kind, text classification."""
-    kind = value.get("kind", "text-classification") if isinstance(value, dict) else getattr(value, "kind", "text-classification")
-    return kind if isinstance(kind, str) and kind in TASKS else "unknown"
-
-
-Task = Annotated[
-    Annotated[TextClassification, Tag("text-classification")] | Annotated[TokenClassification, Tag("token-classification")],
-    Discriminator(_kind_of),
-]
-"""Any task config, told apart by `kind`."""
-
-
-def task_from_dict(values: Mapping[str, Any]) -> Any:
-    """Build the task config that a mapping holds: what `dataclasses.asdict` gave, newer or older."""
-    return TASKS[_kind_of(dict(values))](**values)
-
-
-@config
 class DataConfig:
     """Where labelled rows come from."""
 
     source: Given | None = None
-    """Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL), folder of train / validation / test files, or `embedded:NAME`."""
+    """Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL), folder of train / validation / test files, folder of images in a folder a
+    class (or of such folders called train, validation and test), or `embedded:NAME`."""
     config: str | None = None
     """Configuration of a Hub dataset."""
     revision: str | None = None
@@ -170,8 +81,24 @@ class Arm:
     keep_head: bool = False
     """Keep the checkpoint's output layer even where its label names are not the data's; for init "pretrained"."""
     weight_decay: NonNegative = 0.01
+    augment: bool | None = None
+    """Train on augmented images; null = with tuning full and lora, not with head and top, which have little to overfit with."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each block to the one before it, the head's being `learning_rate` (Howard & Ruder 2018, section 3.2,
+    https://arxiv.org/abs/1801.06146; in this form Clark et al. 2020, https://arxiv.org/abs/2003.10555); null = one rate for all."""
+    gradual_unfreezing: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the updates over which blocks begin to train, the last first, the head from the start (Howard & Ruder 2018, section 3.3,
+    https://arxiv.org/abs/1801.06146); null = all from the start."""
+    l2_sp: Positive | None = None
+    """Decay of the backbone towards the checkpoint's weights instead of towards 0 (L2-SP, Xuhong et al. 2018,
+    https://arxiv.org/abs/1802.01483), decoupled from the gradient as AdamW's; null = `weight_decay`."""
 
     def __post_init__(self) -> None:
+        if self.l2_sp is not None and (self.init == "scratch" or self.tuning not in ("full", "top")):
+            raise ValueError("l2_sp holds trained blocks near the checkpoint: it belongs to init 'pretrained' with tuning 'full' or 'top'")
+        for field in ("layer_decay", "gradual_unfreezing"):
+            if getattr(self, field) is not None and self.tuning == "head":
+                raise ValueError(f"{field} orders the blocks that train, with tuning 'head' none does")
         if self.keep_head and self.init == "scratch":
             raise ValueError("keep_head keeps a checkpoint's output layer, an arm from scratch has none to keep")
         if (self.tuning == "top") != (self.num_blocks is not None):
@@ -185,7 +112,7 @@ class TrainingConfig:
     batch_size: Count = 16
     """Rows per update, over all processes."""
     micro_batch_tokens: Count | None = None
-    """Padded tokens one forward and backward may hold; null = by the device, and written to the run's recipe.yaml."""
+    """Padded tokens (of images: patches) one forward and backward may hold; null = by the device, and written to the run's recipe.yaml."""
     warmup_fraction: Fraction = 0.1
     """Share of the updates over which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -198,12 +125,18 @@ class TrainingConfig:
     """Probability for every dropout of the backbone and head; null = the checkpoint's own."""
     label_smoothing: Fraction = 0.0
     """Share of a label's weight that is spread over all classes (Szegedy et al. 2016, section 7)."""
+    focal_gamma: NonNegative = 0.0
+    """How much less a label counts the better it is predicted: its loss times (1 - p)^gamma (focal loss, Lin et al. 2017,
+    https://arxiv.org/abs/1708.02002); 0 = cross-entropy."""
     class_weights: ClassWeights = "none"
     """Weight of a label's loss by its class: "balanced" = labels / (classes x labels of the class), or by label name (others 1)."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """What an epoch holds: every row once, or as many rows in all, each class the same number (rare ones repeated)."""
     early_stopping_patience: Count | None = None
     """Epochs without a better validation loss before an arm stops; null = run all epochs."""
+    num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes beside each training process that read its input ahead; null = none for texts, for images by the number of cores. The
+    trained weights do not depend on it."""
     precision: Precision = "auto"
     """"auto" = bf16 where the hardware multiplies it, else fp32."""
 
@@ -214,10 +147,12 @@ class TrainingConfig:
 
 def default_arms(kind: str = "text-classification") -> dict[str, Arm]:
     """Give the four standard arms of a kind of task, with rates for a small encoder as in the recipes."""
-    # A head of one Linear, as token classifiers have, takes a higher rate than one with a pooler.
-    head_rate = 5e-3 if kind == "token-classification" else 1e-3
+    # A head of one Linear, as token and image classifiers have, takes a higher rate than one with a pooler.
+    head_rate = 1e-3 if kind == "text-classification" else 5e-3
+    # Images are seen anew in every epoch.
+    scratch_epochs = 30 if kind == "image-classification" else 10
     return {
-        "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=10),
+        "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=scratch_epochs),
         "head": Arm(tuning="head", learning_rate=head_rate, num_epochs=10),
         "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
         "full": Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
@@ -244,6 +179,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.arms:
             object.__setattr__(self, "arms", default_arms(self.task.kind))
+        mixes = isinstance(self.task, ImageClassification) and (self.task.augmentation.mixup or self.task.augmentation.cutmix)
+        if mixes and self.training.class_weights != "none":
+            raise ValueError("class_weights with mixup or cutmix: a mixed image has two classes; take sampling 'balanced' instead")
         roles = self.task.roles
         if unknown := [role for role in self.data.columns if role not in roles]:
             raise ValueError(f"data.columns: unknown role '{unknown[0]}', roles are {listed(roles)}{did_you_mean(unknown[0], roles)}")

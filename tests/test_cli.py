@@ -50,7 +50,7 @@ def refused(result: tuple[int, str, str]) -> str:
     ("words", "message"),
     [
         (["rum", "newsgroups"], "no verb 'rum', there are run, validate, new, ls; did you mean 'run'?"),
-        (["run"], "name a recipe (ner, newsgroups, sentiment, text)"),
+        (["run"], "name a recipe (image, ner, newsgroups, sentiment, text, vit)"),
         (["run", "newsgrups"], "no recipe 'newsgrups'"),
         (["run", "newsgrups"], "did you mean 'newsgroups'?"),
         (["run", "mine.py"], "recipe file mine.py does not exist"),

@@ -10,6 +10,7 @@ ORDER = [
     "errors",
     "files",
     "checked",
+    "task_configs",
     "recipe",
     "recipe_files",
     "data",

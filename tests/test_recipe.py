@@ -6,7 +6,8 @@ import yaml
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError
-from hf_transfer.recipe import default_arms, read_yaml, task_from_dict
+from hf_transfer.recipe import default_arms, read_yaml
+from hf_transfer.task_configs import task_from_dict
 
 
 def recipe() -> ht.Recipe:
@@ -55,8 +56,8 @@ def test_merge_lays_nested_values_over() -> None:
         ({"training.class_weights": "balansed"}, r"^training.class_weights: expected 'none' or 'balanced'.*did you mean 'balanced'\?$"),
         ({"training": {"class_weights": "balanced", "sampling": "balanced"}}, "make up for rare classes twice: take one of them"),
         ({"task.replace": {"": " "}}, "task.replace.*: must not be empty"),
-        ({"task.kind": ["x"]}, r"task.kind: expected one of text-classification, token-classification, found \['x'\]"),
-        ({"task.kind": "txt"}, "task.kind: expected one of text-classification, token-classification, found 'txt'"),
+        ({"task.kind": ["x"]}, r"task.kind: expected one of text-classification, .*, image-classification, found \['x'\]"),
+        ({"task.kind": "txt"}, "task.kind: expected one of text-classification, .*, image-classification, found 'txt'"),
         ({"data.columns": {"txt": "a"}}, r"unknown role 'txt'.*did you mean 'text'"),
         ({"name": "../up"}, "name: expected a name of letters"),
         ({"data.source": ""}, "data.source: must not be empty"),

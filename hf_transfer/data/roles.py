@@ -25,7 +25,7 @@ class Examples:
     row_ids: np.ndarray
     """(B,) int64: 0-based position in the split as loaded."""
     inputs: Sequence[Any]
-    """(B,) texts, pairs of texts, tuples of words, or what the task reads."""
+    """(B,) texts, pairs of texts, tuples of words, pictures, or what the task reads."""
     labels: Sequence[np.ndarray]
     """(B,) int64 class ids of each row's items, (N_i,): one of a text, one a word of a sentence."""
     strata: np.ndarray
@@ -96,7 +96,7 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     tested = set(test.inputs)
     if max_test_rows is not None and max_test_rows < len(test):
         test = test.take(np.sort(np.random.default_rng(TEST_SEED).permutation(len(test))[:max_test_rows]))
-    empty = np.array([not any(value) for value in train.inputs], dtype=bool)
+    empty = np.array([isinstance(value, (str, tuple)) and not any(value) for value in train.inputs], dtype=bool)
     overlap = np.array([value in tested for value in train.inputs], dtype=bool) & ~empty
     keep = ~(empty | overlap) if drop_overlap else ~empty
     if not keep.any():

@@ -4,6 +4,7 @@ import bisect
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
 from hf_transfer.data.conll import read_conll
+from hf_transfer.data.digits import read_digits
 from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
+from hf_transfer.data.image_folder import holds_image_folders, read_image_folder
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+DIGITS = "vit"
+"""The embedded dataset of the recipe vit, which scikit-learn holds; its folder has the data card alone."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -31,16 +36,28 @@ SPLIT_FILE = re.compile(r"(?P<split>[a-z]+)(-\d+-of-(?P<total>\d+)(-[0-9a-f]+)?)
 """`train`, or a shard as the Hub names it: `train-00000-of-00002`, with a hash behind it or not."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it was written."""
+
+    splits: dict[str, Dataset]
+    """Of "train", "validation" and "test", those there are."""
+    root: Path | None = None
+    """Folder that file names inside the data start from; None where it came from elsewhere."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences about what was not read."""
+
+
 def embedded_datasets() -> list[str]:
     """Give the names of the datasets that come with the package."""
     return sorted(folder.name for folder in EMBEDDED_FOLDER.iterdir() if folder.is_dir())
 
 
-def load_splits(source: str, config: str | None = None, revision: str | None = None, local_files_only: bool = False) -> dict[str, Dataset]:
+def load_source(source: str, config: str | None = None, revision: str | None = None, local_files_only: bool = False) -> Source:
     """Load the splits a source has, of "train", "validation" and "test".
 
     Args:
-        source: `embedded:NAME`, a file (becomes "train"), a folder with a file a split, or a Hub id.
+        source: `embedded:NAME`, a file (becomes "train"), a folder with a file a split, an image folder, or a Hub id.
         config: Configuration of a Hub dataset.
         revision: Revision of a Hub dataset.
         local_files_only: Read a Hub dataset from the cache without asking the Hub.
@@ -57,16 +74,16 @@ def load_splits(source: str, config: str | None = None, revision: str | None = N
                 f"no embedded dataset '{name}': there are {listed(embedded_datasets())}{did_you_mean(name, embedded_datasets())} "
                 f"(--dataset {EMBEDDED}NAME; --embedded takes the one called like the recipe)"
             )
-        return _read_folder(EMBEDDED_FOLDER / name)
+        return Source(read_digits() if name == DIGITS else _read_folder(EMBEDDED_FOLDER / name))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _read_folder(path)
+        return _read_image_folder(path) if _is_image_folder(path) else Source(_read_folder(path), path)
     if path.is_file():
-        return {"train": read_file(path)}
+        return Source({"train": read_file(path)}, path.parent)
     if is_local_dataset(source):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings, likeness=0.75)}")
-    return _load_from_hub(source, config, revision, local_files_only)
+    return Source(_load_from_hub(source, config, revision, local_files_only))
 
 
 def read_file(path: Path) -> Dataset:
@@ -121,11 +138,21 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
     return selected
 
 
+def _is_image_folder(folder: Path) -> bool:
+    """Say whether a folder holds images and no table, whose rows may name them."""
+    return not any(_split_file(path) for path in folder.iterdir()) and holds_image_folders(folder)
+
+
+def _read_image_folder(folder: Path) -> Source:
+    splits, notices = read_image_folder(folder, SPLIT_NAMES)
+    return Source(splits, folder, notices)
+
+
 def _read_folder(folder: Path) -> dict[str, Dataset]:
     """Read a folder of `train.csv`, `validation.jsonl`, `test-00000-of-00002.parquet` and the like; other files are not read."""
     files: dict[str, dict[Path, re.Match[str]]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in DATA_SUFFIXES and (name := SPLIT_FILE.fullmatch(path.stem.lower())) and name["split"] in SPLIT_NAMES:
+        if name := _split_file(path):
             files.setdefault(SPLIT_NAMES[name["split"]], {})[path] = name
     for split, named in files.items():
         found = listed(path.name for path in named)
@@ -143,6 +170,12 @@ def _read_folder(folder: Path) -> dict[str, Dataset]:
             f"found {found or 'nothing'}"
         )
     return {split: _concatenated(split, list(named)) for split, named in files.items()}
+
+
+def _split_file(path: Path) -> re.Match[str] | None:
+    """Give the parts of the name of a file that holds a split, or None."""
+    name = SPLIT_FILE.fullmatch(path.stem.lower())
+    return name if name and name["split"] in SPLIT_NAMES and path.suffix.lower() in DATA_SUFFIXES else None
 
 
 def _concatenated(split: str, paths: list[Path]) -> Dataset:

@@ -58,7 +58,7 @@ NUM_BINS = 15
 
 
 def count_classes(predicted: Predictions) -> np.ndarray:
-    """Count, for each text, its class, its predicted class, its hit, and by confidence bin what is missing: (B, 3 C + 15)."""
+    """Count, for each text or image, its class, its predicted class, its hit, and by confidence bin what is missing: (B, 3 C + 15)."""
     identity = np.eye(len(predicted.labels))
     true, guessed = identity[predicted.references], identity[predicted.predictions]
     correct = (predicted.references == predicted.predictions).astype(np.float64)
@@ -117,6 +117,7 @@ def entity_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 METRICS = {
     "text-classification": Metrics(("accuracy", "f1_macro", "mcc", "ece"), count_classes, classification_metrics),
+    "image-classification": Metrics(("accuracy", "f1_macro", "mcc", "ece"), count_classes, classification_metrics),
     "token-classification": Metrics(("f1", "precision", "recall", "accuracy"), count_entities, entity_metrics),
 }
 """Kind of task -> its metrics."""

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from hf_transfer.data.ahead import make_ahead
 from hf_transfer.data.batches import cut, deal
 from hf_transfer.tasks.items import Layout, Window
 
@@ -24,6 +25,7 @@ def predict_logits(
     item_logits: ItemLogits,
     max_tokens: int,
     accelerator: Accelerator | None = None,
+    num_workers: int = 0,
 ) -> np.ndarray:
     """Run a model over rows, each item exactly once, in micro-batches of windows of like lengths.
 
@@ -34,6 +36,7 @@ def predict_logits(
         item_logits: The model's logits, windows -> logits of their items, (K, C).
         max_tokens: Padded tokens a micro-batch may hold.
         accelerator: Shares the windows among its processes; every process gets all logits. None = this process alone.
+        num_workers: Processes that read the input ahead.
 
     Returns:
         Logits, (M, C) float32, in the order of the rows' items.
@@ -43,13 +46,17 @@ def predict_logits(
     share = deal(lengths, num_processes)[process]
     device = accelerator.device if accelerator else next(model.parameters()).device
     autocast: AbstractContextManager[Any] = accelerator.autocast() if accelerator else nullcontext()
+    pieces = [share[piece] for piece in cut(lengths[share], max_tokens)]
+
+    def read(index: int) -> dict[str, torch.Tensor]:
+        return collate([layout.windows[position] for position in pieces[index]])
+
     model.eval()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode(), autocast:
-        for piece in cut(lengths[share], max_tokens):
-            positions = share[piece]
+        for positions, read_arguments in zip(pieces, make_ahead(read, len(pieces), num_workers), strict=True):
             windows = [layout.windows[position] for position in positions]
-            arguments = {name: tensor.to(device) for name, tensor in collate(windows).items()}
+            arguments = {name: tensor.to(device) for name, tensor in read_arguments.items()}
             logits = item_logits(model(**arguments).logits, windows)
             parts.append((np.concatenate([layout.items[position] for position in positions]), logits.float().cpu().numpy()))
     if num_processes > 1:

@@ -10,23 +10,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_transfer.data.hub import EMBEDDED, is_local_dataset
 from hf_transfer.data.roles import Budget
 from hf_transfer.errors import TrainingError
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.predictions import write_predictions
-from hf_transfer.evidence.study import Rows, Study, build_arm
+from hf_transfer.evidence.study import MIN_ROWS_TO_NORM, Rows, Study, build_arm
 from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
-from hf_transfer.models.tuning import freeze_unused
+from hf_transfer.models.tuning import depths_of, freeze_unused, trainable_batch_norms
 from hf_transfer.recipe import Arm
 from hf_transfer.tasks.items import item_losses, to_probabilities
+from hf_transfer.training.batches import Batches
 from hf_transfer.training.device import peak_memory_bytes, reset_peak_memory
-from hf_transfer.training.loop import Batches, Training, train
+from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
+from hf_transfer.training.regularization import StartingPoint, Unfreezing
 
 MIN_ROWS_TO_CHOOSE = 50
 """Validation rows below which neither early stopping nor the best state is chosen: the loss is too noisy there."""
@@ -58,6 +61,8 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
     done = _train(study, model, arm, train_rows, validation_rows, seed, title=f"{arm_name}  budget {budget}  seed {seed}")
     validation_metrics, _ = evaluate(study, model, validation_rows)
     test_metrics, predicted = evaluate(study, model, study.test)
+    chain = study.architecture.checkpoint.chain if arm.init == "pretrained" else []
+    chain = [*chain, _describe_step(study, arm_name, budget, seed, len(train_rows))]
     result = {
         "arm": arm_name,
         "init": arm.init,
@@ -67,9 +72,11 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "checkpoint": study.recipe.checkpoint,
         "dataset": study.recipe.data.source,
         "metrics": {"validation": validation_metrics, "test": test_metrics},
+        "chain": chain,
         "cost": {
             "wall_seconds": time.perf_counter() - started,
             "train_seconds": done.train_seconds,
+            "wait_seconds": done.wait_seconds,
             "cache_seconds": 0.0,
             "updates": done.updates,
             "rows_seen": done.rows_seen,
@@ -105,6 +112,9 @@ def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows
     settings = study.recipe.training
     layout = rows.layout
     weights = class_weights(rows.labels, study.labels, settings.class_weights, study.task) * loss_shares(study, rows)
+    norms = trainable_batch_norms(model)
+    if norms and study.accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     plan = UpdatePlan(
         lengths=layout.lengths,
         weights=np.array([weights[items].sum() for items in layout.items]),
@@ -112,16 +122,47 @@ def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows
         balance=rows.examples.strata if settings.sampling == "balanced" else None,
         batch_size=settings.batch_size,
         num_epochs=arm.num_epochs,
-        max_tokens=study.max_tokens,
+        max_tokens=None if norms else study.max_tokens,
+        least_rows=MIN_ROWS_TO_NORM * study.accelerator.num_processes if norms else 1,
         seed=seed,
         num_processes=study.accelerator.num_processes,
+    )
+    model.to(study.accelerator.device)
+    head = study.architecture.head
+    depths = depths_of(model, head) if arm.layer_decay is not None or arm.gradual_unfreezing is not None else None
+    pulled = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in head} if arm.l2_sp is not None else {}
+    optimizer = build_optimizer(
+        model,
+        settings.optimizer,
+        arm.learning_rate,
+        arm.weight_decay,
+        depths,
+        layer_decay=1.0 if arm.layer_decay is None else arm.layer_decay,
+        undecayed=pulled,
+    )
+    unfreezing = starting_point = None
+    if arm.gradual_unfreezing is not None and depths is not None:
+        unfreezing = Unfreezing(model, depths, plan.num_updates, arm.gradual_unfreezing)
+    if arm.l2_sp is not None:
+        starting_point = StartingPoint(optimizer, list(pulled.values()), arm.l2_sp)
+    augments = arm.tuning in ("full", "lora") if arm.augment is None else arm.augment
+    batches = Batches(
+        layout,
+        rows.labels,
+        weights.astype(np.float32),
+        study.collate,
+        study.task.item_logits,
+        rows.examples.row_ids,
+        augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments else None,
+        label_smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
     )
     can_choose = len(validation_rows) >= MIN_ROWS_TO_CHOOSE
     return train(
         model,
-        build_optimizer(model, settings.optimizer, arm.learning_rate, arm.weight_decay),
+        optimizer,
         plan,
-        Batches(layout, rows.labels, weights.astype(np.float32), study.collate, study.task.item_logits, settings.label_smoothing),
+        batches,
         validate=lambda current: evaluate(study, current, validation_rows)[0],
         accelerator=study.accelerator,
         learning_rate=arm.learning_rate,
@@ -130,6 +171,9 @@ def _train(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows
         max_grad_norm=settings.max_grad_norm,
         restore_best=can_choose,
         patience=settings.early_stopping_patience if can_choose else None,
+        unfreezing=unfreezing,
+        starting_point=starting_point,
+        num_workers=study.num_workers,
         title=title,
     )
 
@@ -150,7 +194,7 @@ def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any]
         TrainingError: A logit is no finite number.
     """
     layout = rows.layout
-    logits = predict_logits(model, layout, study.collate, study.task.item_logits, study.max_tokens, study.accelerator)
+    logits = predict_logits(model, layout, study.collate, study.task.item_logits, study.max_tokens, study.accelerator, study.num_workers)
     if not np.isfinite(logits).all():
         raise TrainingError(
             "the model predicts what is no finite number: lower the learning rate, lengthen the warmup, or take --precision fp32"
@@ -210,11 +254,40 @@ def _mean_over_rows(losses: np.ndarray, shares: np.ndarray, row_of_item: np.ndar
     return float(mean), float(np.sqrt(num_rows / (num_rows - 1) * (residuals**2).sum()) / sizes.sum())
 
 
+def _describe_step(study: Study, arm_name: str, budget: Budget, seed: int, num_rows: int) -> dict[str, Any]:
+    """Give this training as a link of a chain: from what, on what, how; no path of the machine."""
+    recipe, checkpoint = study.recipe, study.architecture.checkpoint
+    arm = recipe.arms[arm_name]
+    source = str(recipe.data.source)
+    is_path = is_local_dataset(source) and not source.startswith(EMBEDDED)
+    is_pretrained = arm.init == "pretrained"
+    return {
+        "checkpoint": checkpoint.base_id if is_pretrained else None,
+        "checkpoint_sha256": checkpoint.sha256 if is_pretrained else None,
+        "architecture": study.architecture.config.model_type,
+        "task": recipe.task.kind,
+        "dataset": Path(source).name if is_path else source,
+        "num_labels": len(study.labels),
+        "arm": arm_name,
+        "tuning": arm.tuning,
+        "budget": budget,
+        "seed": seed,
+        "train_rows": num_rows,
+    }
+
+
 def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True)
     checkpoint = study.architecture.checkpoint
-    pooling = study.architecture.pooling
-    sidecar = Sidecar(study.recipe.to_dict()["task"], study.labels, checkpoint.base_id, checkpoint.revision, checkpoint.sha256, pooling)
-    save_model(model, checkpoint.tokenizer, sidecar, folder / MODEL_FOLDER)
+    sidecar = Sidecar(
+        task=study.recipe.to_dict()["task"],
+        labels=study.labels,
+        base_checkpoint=checkpoint.base_id,
+        base_revision=checkpoint.revision,
+        base_sha256=checkpoint.sha256,
+        pooling=study.architecture.pooling,
+        chain=result["chain"],
+    )
+    save_model(model, checkpoint.processor, sidecar, folder / MODEL_FOLDER)
     write_predictions(folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, as_lists=study.task.MANY_ITEMS)
     write_json(folder / RESULT_FILE, result)

@@ -17,7 +17,7 @@ from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, cell_folder, claim_run_folder, write_json, write_text
 from hf_transfer.recipe import Recipe
-from hf_transfer.training.device import default_micro_batch_tokens, make_accelerator
+from hf_transfer.training.device import make_accelerator
 
 
 def run_grid(
@@ -44,9 +44,7 @@ def run_grid(
         TransferError: A mistake in recipe, data, checkpoint or folder, or a training that cannot go on.
     """
     accelerator = make_accelerator(recipe.training.precision)
-    max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
-    resolved = recipe.override({"training.micro_batch_tokens": max_tokens})
-    study = prepare_study(resolved, arms, budgets, seeds, accelerator, max_tokens, max_test_rows, local_files_only)
+    study = prepare_study(recipe, arms, budgets, seeds, accelerator, max_test_rows, local_files_only)
     _claim(output_dir, accelerator)
     if accelerator.is_main_process:
         run = {"arms": list(arms), "budgets": list(budgets), "seeds": list(seeds), "max_test_rows": max_test_rows}

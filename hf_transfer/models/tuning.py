@@ -22,7 +22,7 @@ def apply_tuning(
     tuning: str,
     num_blocks: int | None,
     lora: LoRA,
-    peft_task_type: str,
+    peft_task_type: str | None,
     fixed: frozenset[str] = frozenset(),
 ) -> nn.Module:
     """Freeze what does not train, and add adapters where LoRA asks for them.
@@ -59,7 +59,7 @@ def apply_tuning(
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the stack of blocks: the longest `ModuleList` whose members are all of one class, the deeper of equals (a decoder's).
+    """Find the stack of blocks: the longest outermost `ModuleList` whose members are all of one class, the deeper of equals (a decoder's).
 
     Returns:
         Its full name and the list.
@@ -67,14 +67,46 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         CheckpointError: There is none of two or more.
     """
-    stacks = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
-    ]
+    stacks: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        is_stack = isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
+        # Swin's stages are a stack of stacks: a block is a stage there.
+        if is_stack and not any(name.startswith(f"{outer}.") for outer, _ in stacks):
+            stacks.append((name, module))
     if not stacks:
-        raise CheckpointError("tuning 'top' needs a stack of like blocks, this architecture has none: take tuning 'head' or 'full'")
+        raise CheckpointError(
+            "tuning 'top', layer_decay and gradual_unfreezing need a stack of like blocks, this architecture has none: take tuning 'head' "
+            "or 'full' without them"
+        )
     return max(reversed(stacks), key=lambda stack: len(stack[1]))
+
+
+def depths_of(model: nn.Module, head: frozenset[str]) -> dict[str, int]:
+    """Give each parameter's depth: 0 before the blocks (embeddings), 1 for the first block, and one more than the last for what follows.
+
+    Args:
+        model: Built for training, adapters included.
+        head: Names of the head's parameters, which are deepest wherever they lie.
+
+    Raises:
+        CheckpointError: The architecture has no stack of like blocks.
+    """
+    prefix, blocks = find_blocks(model)
+    depths = {}
+    reached = 0
+    for name, _ in model.named_parameters():
+        if name.startswith(f"{prefix}."):
+            reached = 1 + int(name.removeprefix(f"{prefix}.").partition(".")[0])
+        # What comes behind the last block in the model's own order follows it.
+        elif reached:
+            reached = len(blocks) + 1
+        depths[name] = len(blocks) + 1 if plain_name(name) in head else reached
+    return depths
+
+
+def plain_name(name: str) -> str:
+    """Give a parameter's name as it is without adapters."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -88,6 +120,20 @@ def set_training_mode(model: nn.Module) -> None:
         holds = any(parameter.requires_grad for parameter in module.parameters())
         reached = reached or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         module.training = holds or (reached and not isinstance(module, _BatchNorm))
+
+
+def trainable_batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Give the batch norms whose scale or shift trains, by full name: they see the rows of a micro-batch together."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and any(parameter.requires_grad for parameter in module.parameters())
+    }
+
+
+def batch_norm_statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Give the running statistics that a training moves, by full name: those of trainable batch norms."""
+    return {f"{name}.{key}": buffer for name, module in trainable_batch_norms(model).items() for key, buffer in module.named_buffers()}
 
 
 def freeze_unused(model: nn.Module, arguments: dict[str, torch.Tensor]) -> list[str]:
@@ -117,7 +163,7 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type: str, fixed: frozenset[str]) -> nn.Module:
+def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type: str | None, fixed: frozenset[str]) -> nn.Module:
     """Wrap a model with adapters outside the head and save the head's modules whole.
 
     PEFT's own defaults put adapters on the random classifier, or refuse: so the head's modules go into `modules_to_save` and, as a
@@ -129,12 +175,12 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
     head_modules = find_head_modules(model, head)
     untouched = [*head_modules, *find_head_modules(model, fixed)]
     excluded = rf"({'|'.join(re.escape(name) for name in untouched)})(\..+)?"
-    _check_targets(model, lora.target_modules, excluded)
+    targets = _targets(model, lora.target_modules, excluded)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         modules_to_save=head_modules,
         exclude_modules=excluded,
         use_dora=lora.use_dora,
@@ -147,7 +193,7 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
     except ValueError as error:
         raise CheckpointError(f"LoRA cannot adapt target_modules {lora.target_modules}: {first_line(error)}") from None
     whole = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".lora_" not in name]
-    saved = {name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".") for name in whole}
+    saved = {plain_name(name) for name in whole}
     if saved != head or len(whole) != len(head):
         raise CheckpointError(
             f"LoRA cannot keep the head of this architecture apart: expected {listed(sorted(head))} to train whole, PEFT trains "
@@ -155,6 +201,16 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
         )
     # PEFT appends `classifier` and `score`, whether the model has them or not.
     adapted.peft_config["default"].modules_to_save = head_modules
+    return show_convolutions(adapted)
+
+
+def show_convolutions(adapted: nn.Module) -> nn.Module:
+    """Show the shape of adapted convolutions on their wrappers, where some architectures (MobileNet) read it for their padding."""
+    for module in adapted.modules():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, nn.Conv2d):
+            for name in ("stride", "kernel_size", "dilation", "padding"):
+                setattr(module, name, getattr(base, name))
     return adapted
 
 
@@ -172,19 +228,24 @@ def find_head_modules(model: nn.Module, head: frozenset[str]) -> list[str]:
     return sorted(name for name in whole if not any(name.startswith(f"{other}.") for other in whole))
 
 
-def _check_targets(model: nn.Module, targets: str | list[str], excluded: str) -> None:
-    """Refuse a target that matches nothing: PEFT ignores one of several silently.
+def _targets(model: nn.Module, targets: str | list[str], excluded: str) -> str | list[str]:
+    """Give PEFT the modules to adapt; a backbone without any Linear has its convolutions adapted, those without groups.
+
+    PEFT ignores one of several targets silently where it matches nothing, and has no low-rank form of a grouped convolution.
 
     Raises:
         CheckpointError: Names the first target without a match.
     """
     outside = {name: module for name, module in model.named_modules() if name and not re.fullmatch(excluded, name)}
     if targets == ALL_LINEAR:
-        if not any(isinstance(module, nn.Linear) for module in outside.values()):
+        if any(isinstance(module, nn.Linear) for module in outside.values()):
+            return targets
+        convolutions = [name for name, module in outside.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
+        if not convolutions:
             raise CheckpointError(
-                "this architecture has no Linear outside its head for LoRA to adapt: name target_modules, or leave the arm out"
+                "this architecture has neither a Linear nor an ungrouped Conv2d outside its head for LoRA to adapt: leave the arm out"
             )
-        return
+        return convolutions
     try:
         re.compile(targets if isinstance(targets, str) else "")
     except re.error as error:
@@ -200,6 +261,7 @@ def _check_targets(model: nn.Module, targets: str | list[str], excluded: str) ->
             )
     if not targets:
         raise CheckpointError(f"LoRA target_modules is empty: name modules ({listed(sorted(leaves))}) or '{ALL_LINEAR}'")
+    return targets
 
 
 def _matches(target: str, name: str, is_pattern: bool) -> bool:

@@ -1,20 +1,35 @@
 """What all tasks share: rows as windows of items, the loss of an item, its probabilities.
 
-A row holds items, each with one label: a text is one item, a sentence has one a word. A window is what one forward reads: a whole row,
-or a stretch of one too long for the model. Every item is predicted in exactly one window, whatever the windows share.
+A row holds items, each with one label: a text or an image is one item, a sentence has one a word. A window is what one forward reads: a
+whole row, or a stretch of one too long for the model. Every item is predicted in exactly one window, whatever the windows share.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from hf_transfer.data.images import Picture
+
+
+class Window(Protocol):
+    """What one forward reads of a row."""
+
+    @property
+    def items(self) -> np.ndarray:
+        """(K,) int64: which of the row's items this window predicts."""
+
+    @property
+    def num_tokens(self) -> int:
+        """What it costs: tokens, or an image's patches."""
+
 
 @dataclass(frozen=True)
-class Window:
-    """What one forward reads of a row."""
+class TextWindow:
+    """Tokens of a row."""
 
     ids: np.ndarray
     """(L,) int32 token ids, special tokens included."""
@@ -24,6 +39,31 @@ class Window:
     """(K,) int64: where in `ids` each of them stands; None where the whole window is one item."""
     types: np.ndarray | None = None
     """(L,) int32 token types (0 the first text, 1 the second); None = all 0."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Give L."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class ImageWindow:
+    """An image, decoded whenever it is read."""
+
+    picture: Picture
+    num_tokens: int
+    """Its patches."""
+    items: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    """(1,)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A window in training, and what its random numbers begin with."""
+
+    window: Any
+    key: tuple[int, ...]
+    """(seed, epoch, row id)."""
 
 
 EncodedRow = tuple[Window, ...]
@@ -46,7 +86,7 @@ class Layout:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each window, (W,) int64."""
-        return np.array([len(window.ids) for window in self.windows], dtype=np.int64)
+        return np.array([window.num_tokens for window in self.windows], dtype=np.int64)
 
     @property
     def num_items(self) -> int:
@@ -75,9 +115,23 @@ def lay_out(rows: Sequence[EncodedRow]) -> Layout:
     )
 
 
-def item_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Give each item's cross-entropy in nats, (M,), from logits (M, C) and class ids (M,)."""
-    return functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+def item_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0, focal_gamma: float = 0.0) -> torch.Tensor:
+    """Give each item's loss in nats, (M,): cross-entropy, times (1 - p)^gamma with p the label's probability.
+
+    The factor makes what is predicted well count less (focal loss, Lin et al. 2017, section 3, https://arxiv.org/abs/1708.02002).
+
+    Args:
+        logits: (M, C).
+        labels: Class ids, (M,).
+        label_smoothing: Share of a label's weight spread over all classes.
+        focal_gamma: 0 = plain cross-entropy.
+    """
+    losses = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+    if not focal_gamma:
+        return losses
+    right = functional.softmax(logits.float(), dim=-1).gather(1, labels[:, None])[:, 0]
+    # At p = 1 the slope of (1 - p)^gamma is infinite for gamma below 1.
+    return losses * (1 - right).clamp(min=1e-6) ** focal_gamma
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:

@@ -1,24 +1,28 @@
 """Text classification: a text, or a pair of texts, in; one of C labels out."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.batches import pad
 from hf_transfer.data.labels import read_labels
 from hf_transfer.data.roles import Corpus, Examples, check_classes
-from hf_transfer.data.sources import select_roles
+from hf_transfer.data.sources import Source, select_roles
 from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
-from hf_transfer.recipe import TextClassification
-from hf_transfer.tasks.items import EncodedRow, Window
+from hf_transfer.task_configs import TextClassification
+from hf_transfer.tasks.items import EncodedRow, TextWindow, Window
+from hf_transfer.tasks.tokenizers import NO_LIMIT, Lengths, check_max_length, load_tokenizer, measure_lengths, most_tokens
 
 AUTO_MODEL = AutoModelForSequenceClassification
 PEFT_TASK_TYPE = "SEQ_CLS"
 MANY_ITEMS = False
+READS_TEXTS_WHOLE = True
+READS_FILES = False
 
 CHUNK = 1000
 """Rows tokenised at once: a text is tokenised whole before it is cut, and the tokenizer keeps a hundred bytes a token."""
@@ -31,12 +35,12 @@ def choose_columns(columns: Mapping[str, str], found: Collection[str], task: Tex
 
 
 def read(
-    splits: Mapping[str, Dataset], columns: Mapping[str, str], label_names: Sequence[str] | None, task: TextClassification
+    source: Source, columns: Mapping[str, str], label_names: Sequence[str] | None, task: TextClassification
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read texts and labels.
 
     Args:
-        splits: Split -> dataset as loaded.
+        source: The data as loaded.
         columns: Role -> column.
         label_names: Names of the classes, or None to take the data's.
         task: Says what is replaced in a text.
@@ -48,7 +52,7 @@ def read(
         DataError: A column, a text or a label is missing or wrong; names the row.
     """
     labels_optional = frozenset((split, role) for split in ("validation", "test") for role in ("label", "label_name"))
-    selected = select_roles(splits, columns, optional=labels_optional)
+    selected = select_roles(source.splits, columns, optional=labels_optional)
     names, ids = read_labels(selected, label_names)
     examples: dict[str, Examples | None] = {}
     for split, dataset in selected.items():
@@ -91,9 +95,28 @@ def weights_by_class(weights: Mapping[str, float], names: Sequence[str]) -> np.n
     return np.array([weights.get(name, 1.0) for name in names])
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give the tokenizer as it is."""
-    return tokenizer
+def load_processor(folder: Path, name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: There is none that can pad.
+    """
+    return load_tokenizer(folder, name, config)
+
+
+def check_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, task: TextClassification, name: str) -> None:
+    """Refuse a `max_length` beyond what the checkpoint says it can read.
+
+    Raises:
+        ConfigError: Says what it can.
+    """
+    check_max_length(tokenizer, config, task.max_length, name)
+
+
+def describe_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str:
+    """Say what the checkpoint reads."""
+    most = most_tokens(tokenizer, config)
+    return f", reads {most:,} tokens" if most else ""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Any], task: TextClassification) -> list[EncodedRow]:
@@ -109,9 +132,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Any], task: Text
     ]
 
 
-def collate(windows: Sequence[Window], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+def collate(windows: Sequence[TextWindow], processor: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     """Pad windows into the model's arguments: `input_ids`, `attention_mask` and, for pairs, `token_type_ids`, (B, L) int64."""
-    ids, mask = pad([window.ids for window in windows], tokenizer.pad_token_id)
+    ids, mask = pad([window.ids for window in windows], processor.pad_token_id)
     arguments = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     types = [window.types for window in windows if window.types is not None]
     if types:
@@ -119,7 +142,7 @@ def collate(windows: Sequence[Window], tokenizer: PreTrainedTokenizerBase) -> di
     return arguments
 
 
-def item_logits(logits: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
+def item_logits(logits: torch.Tensor, windows: Sequence[TextWindow]) -> torch.Tensor:
     """Give the logits of each item, (M, C): a text is one item."""
     return logits
 
@@ -129,9 +152,20 @@ def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[st
     return probabilities.argmax(axis=1)
 
 
-def long_input(num_tokens: int) -> str:
-    """Give a text of at least as many tokens."""
-    return "a " * num_tokens
+def probe_windows(tokenizer: PreTrainedTokenizerBase, task: TextClassification, num_windows: int) -> list[Window]:
+    """Give windows of `max_length` tokens, encoded like any text: some architectures look for their special tokens."""
+    return [encode(tokenizer, ["a " * task.max_length], task)[0][0]] * num_windows
+
+
+def describe_misfit(task: TextClassification, tokenizer: PreTrainedTokenizerBase, reason: str) -> str:
+    """Say why a model cannot read `probe_windows`, and what to do."""
+    return f"cannot read max_length {task.max_length} tokens ({reason}): lower --max-length"
+
+
+def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: TextClassification) -> Lengths:
+    """Measure texts before any is cut."""
+    kept = "both ends" if task.keep == "both" else f"the {task.keep}"
+    return measure_lengths(encode(tokenizer, inputs, replace(task, max_length=NO_LIMIT)), task.max_length, f"cut ({kept} kept)")
 
 
 def item_shares(num_items: np.ndarray, task: TextClassification) -> np.ndarray:
@@ -139,9 +173,8 @@ def item_shares(num_items: np.ndarray, task: TextClassification) -> np.ndarray:
     return np.ones(len(num_items))
 
 
-def describe_too_long(task: TextClassification) -> str:
-    """Say what becomes of a text longer than `max_length`."""
-    return f"cut ({'both ends' if task.keep == 'both' else f'the {task.keep}'} kept)"
+def augmenter(tokenizer: PreTrainedTokenizerBase, task: TextClassification) -> None:
+    """Texts are not augmented."""
 
 
 def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
@@ -226,7 +259,7 @@ def _encode_chunk(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Any], max
         if len(ids) > max_length:
             kept = _kept(encoded.sequence_ids(index), max_length, keep)
             ids, types = ids[kept], None if types is None else types[kept]
-        rows.append((Window(ids, items=np.zeros(1, dtype=np.int64), types=types),))
+        rows.append((TextWindow(ids, items=np.zeros(1, dtype=np.int64), types=types),))
     return rows
 
 

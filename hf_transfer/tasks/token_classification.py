@@ -3,26 +3,31 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
-from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.batches import pad
 from hf_transfer.data.roles import Corpus, Examples
-from hf_transfer.data.sources import select_roles
+from hf_transfer.data.sources import Source, select_roles
 from hf_transfer.data.tags import OUTSIDE, find_entities, read_tags, split_words, tag_spans, type_of
 from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
-from hf_transfer.recipe import TokenClassification
-from hf_transfer.tasks.items import EncodedRow, Window
+from hf_transfer.task_configs import TokenClassification
+from hf_transfer.tasks.items import EncodedRow, TextWindow, Window
+from hf_transfer.tasks.tokenizers import NO_LIMIT, Lengths, check_max_length, load_tokenizer, measure_lengths, most_tokens
 from hf_transfer.tasks.windows import cut_into_windows, first_pieces, special_tokens
 
 AUTO_MODEL = AutoModelForTokenClassification
 PEFT_TASK_TYPE = "TOKEN_CLS"
 MANY_ITEMS = True
+READS_TEXTS_WHOLE = False
+READS_FILES = False
 
 CHUNK = 1000
 """Rows tokenised at once."""
@@ -38,12 +43,12 @@ def choose_columns(columns: Mapping[str, str], found: Collection[str], task: Tok
 
 
 def read(
-    splits: Mapping[str, Dataset], columns: Mapping[str, str], label_names: Sequence[str] | None, task: TokenClassification
+    source: Source, columns: Mapping[str, str], label_names: Sequence[str] | None, task: TokenClassification
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read words and their tags, or texts and the spans of their entities.
 
     Args:
-        splits: Split -> dataset as loaded.
+        source: The data as loaded.
         columns: Role -> column.
         label_names: Names of integer tags by position, or all tags there may be.
         task: Not asked here.
@@ -55,7 +60,8 @@ def read(
         DataError: A column, a word, a tag or a span is missing or wrong; names the row.
     """
     answers = ("spans",) if "spans" in columns else ("ner_tags",)
-    selected = select_roles(splits, columns, optional=frozenset((split, role) for split in ("validation", "test") for role in answers))
+    optional = frozenset((split, role) for split in ("validation", "test") for role in answers)
+    selected = select_roles(source.splits, columns, optional)
     if "spans" in columns:
         selected = {split: _words_of_spans(split, dataset) for split, dataset in selected.items()}
     for split, dataset in selected.items():
@@ -114,12 +120,16 @@ def weights_by_class(weights: Mapping[str, float], names: Sequence[str]) -> np.n
     return np.array([weights.get(name, weights.get(type_of(name), 1.0)) for name in names])
 
 
-def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Give a tokenizer that reads each word as one in the middle of a text, whatever stands before it.
+def load_processor(folder: Path, name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer, made to read each word as one in the middle of a text, whatever stands before it.
 
     Byte-level tokenizers (RoBERTa, ModernBERT) glue words together unless their pre-tokenizer puts a blank before each; the flag
     `add_prefix_space` alone reaches some of them only, so the pre-tokenizer is rewritten. It survives saving.
+
+    Raises:
+        CheckpointError: There is none that can pad and knows its words.
     """
+    tokenizer = load_tokenizer(folder, name, config)
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     stack = [backend["pre_tokenizer"]]
     for step in stack:
@@ -144,7 +154,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Sequence[str]], 
     leaves nothing is read as its unknown token.
 
     Args:
-        tokenizer: From `prepare_tokenizer`.
+        tokenizer: From `load_processor`.
         inputs: Words of each row, (B,) of (N_i,).
         task: Says how long a window is.
 
@@ -163,13 +173,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Sequence[str]], 
     return rows
 
 
-def collate(windows: Sequence[Window], tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
+def collate(windows: Sequence[TextWindow], processor: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     """Pad windows into the model's arguments: `input_ids` and `attention_mask`, (B, L) int64."""
-    ids, mask = pad([window.ids for window in windows], tokenizer.pad_token_id)
+    ids, mask = pad([window.ids for window in windows], processor.pad_token_id)
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
-def item_logits(logits: torch.Tensor, windows: Sequence[Window]) -> torch.Tensor:
+def item_logits(logits: torch.Tensor, windows: Sequence[TextWindow]) -> torch.Tensor:
     """Give the logits of each labelled word, (M, C), from those of every token, (B, L, C)."""
     rows = np.repeat(np.arange(len(windows)), [len(window.items) for window in windows])
     places = np.concatenate([window.tokens for window in windows if window.tokens is not None])
@@ -217,9 +227,35 @@ def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[st
     return tags
 
 
-def long_input(num_tokens: int) -> tuple[str, ...]:
-    """Give words of at least as many tokens."""
-    return ("a",) * num_tokens
+def check_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, task: TokenClassification, name: str) -> None:
+    """Refuse a `max_length` beyond what the checkpoint says it can read.
+
+    Raises:
+        ConfigError: Says what it can.
+    """
+    check_max_length(tokenizer, config, task.max_length, name)
+
+
+def describe_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str:
+    """Say what the checkpoint reads."""
+    most = most_tokens(tokenizer, config)
+    return f", reads {most:,} tokens" if most else ""
+
+
+def probe_windows(tokenizer: PreTrainedTokenizerBase, task: TokenClassification, num_windows: int) -> list[Window]:
+    """Give windows of `max_length` tokens, encoded like any sentence: some architectures look for their special tokens."""
+    return [encode(tokenizer, [("a",) * task.max_length], task)[0][0]] * num_windows
+
+
+def describe_misfit(task: TokenClassification, tokenizer: PreTrainedTokenizerBase, reason: str) -> str:
+    """Say why a model cannot read `probe_windows`, and what to do."""
+    return f"cannot read max_length {task.max_length} tokens ({reason}): lower --max-length"
+
+
+def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: TokenClassification) -> Lengths:
+    """Measure sentences before any is cut into windows."""
+    uncut = encode(tokenizer, inputs, replace(task, max_length=NO_LIMIT))
+    return measure_lengths(uncut, task.max_length, "read in several windows")
 
 
 def item_shares(num_items: np.ndarray, task: TokenClassification) -> np.ndarray:
@@ -232,9 +268,8 @@ def item_shares(num_items: np.ndarray, task: TokenClassification) -> np.ndarray:
     return 1 / np.maximum(num_items, 1) if task.loss_per == "row" else np.ones(len(num_items))
 
 
-def describe_too_long(task: TokenClassification) -> str:
-    """Say what becomes of a row longer than `max_length`."""
-    return "read in several windows"
+def augmenter(tokenizer: PreTrainedTokenizerBase, task: TokenClassification) -> None:
+    """Sentences are not augmented."""
 
 
 def to_inputs(values: Iterable[Any], task: TokenClassification) -> list[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from hf_transfer.tasks.items import EncodedRow, Window
+from hf_transfer.tasks.items import EncodedRow, TextWindow
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -52,7 +52,7 @@ def cut_into_windows(ids: np.ndarray, first: np.ndarray, room: int, before: Sequ
         starts = np.append(np.arange(0, len(ids) - room, room - room // 2), len(ids) - room)
     window_of = _most_context(first, starts, room, len(ids))
     return tuple(
-        Window(
+        TextWindow(
             ids=np.concatenate([before, ids[start : start + room], after]).astype(np.int32),
             items=items,
             tokens=first[items] - start + len(before),

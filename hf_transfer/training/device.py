@@ -48,6 +48,12 @@ def default_micro_batch_tokens(accelerator: Accelerator) -> int:
     return CPU_MICRO_BATCH_TOKENS if accelerator.device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
 
 
+def default_num_workers(accelerator: Accelerator) -> int:
+    """Give the processes that read images ahead for each training process: what cores are left over, one at least, eight at most."""
+    share = (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    return min(8, max(1, share - 1))
+
+
 def device_memory_bytes(accelerator: Accelerator) -> int:
     """Give the memory of the device: the GPU's own, or this machine's."""
     if accelerator.device.type == "cuda":

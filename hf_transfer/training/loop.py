@@ -1,39 +1,27 @@
 """THE training loop."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hf_transfer.data.ahead import make_ahead
 from hf_transfer.errors import TrainingError
-from hf_transfer.evaluation.prediction import Collate, ItemLogits
-from hf_transfer.models.tuning import set_training_mode
-from hf_transfer.tasks.items import Layout, item_losses
+from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
+from hf_transfer.tasks.items import item_losses
+from hf_transfer.training.batches import Batches, Read, read_update
 from hf_transfer.training.optimization import rate_factor, set_learning_rate
-from hf_transfer.training.plan import MicroBatch, UpdatePlan
+from hf_transfer.training.plan import UpdatePlan
 from hf_transfer.training.progress import Progress
+from hf_transfer.training.regularization import StartingPoint, Unfreezing
 
 Validate = Callable[[nn.Module], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Batches:
-    """What the windows of a training are made of."""
-
-    layout: Layout
-    labels: np.ndarray
-    """Class ids of all items, (M,) int64."""
-    weights: np.ndarray
-    """(M,) float32: what each item's loss counts."""
-    collate: Collate
-    item_logits: ItemLogits
-    label_smoothing: float = 0.0
 
 
 @dataclass
@@ -48,6 +36,8 @@ class Training:
     """Without padding."""
     train_seconds: float = 0.0
     """The loop with its input, without validation."""
+    wait_seconds: float = 0.0
+    """Of these, how long the model waited for input."""
     best_epoch: int | None = None
     """Epoch, from 1, whose state was restored; None where the last state stands."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -68,6 +58,9 @@ def train(
     max_grad_norm: float | None = 1.0,
     restore_best: bool = True,
     patience: int | None = None,
+    unfreezing: Unfreezing | None = None,
+    starting_point: StartingPoint | None = None,
+    num_workers: int = 0,
     title: str = "training",
 ) -> Training:
     """Train a model through every update of a plan.
@@ -88,6 +81,9 @@ def train(
         max_grad_norm: The gradient is scaled down to this norm; None = never.
         restore_best: Restore the best state; False where validation rows are too few to choose by.
         patience: Epochs without a better validation loss before stopping; needs `restore_best`.
+        unfreezing: Holds blocks back until their update has come; None = all train from the start.
+        starting_point: Pulls the backbone towards the checkpoint's weights; None = nothing does.
+        num_workers: Processes that read the input ahead; 0 = none.
         title: Of the progress bar.
 
     Raises:
@@ -97,8 +93,10 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
     done = Training()
-    best = _BestState(trainable)
+    best = _BestState(trainable | batch_norm_statistics(unwrapped))
     epoch_loss = epoch_weight = 0.0
+    read = functools.partial(read_update, plan=plan, batches=batches, process=accelerator.process_index)
+    updates = make_ahead(read, plan.num_updates, num_workers)
     with Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
         for update in range(plan.num_updates):
             started = time.perf_counter()
@@ -107,10 +105,17 @@ def train(
                 epoch_loss = epoch_weight = 0.0
             rate = learning_rate * rate_factor(update, plan.num_updates, warmup_fraction, schedule)
             set_learning_rate(optimizer, rate)
-            loss = _forward_backward(model, plan, update, batches, accelerator)
+            asked = time.perf_counter()
+            micro_batches = next(updates)
+            done.wait_seconds += time.perf_counter() - asked
+            loss = _forward_backward(model, micro_batches, plan, update, batches, accelerator)
+            if unfreezing is not None:
+                unfreezing.hold_back(update)
             norm = accelerator.clip_grad_norm_(list(trainable.values()), math.inf if max_grad_norm is None else max_grad_norm)
             _check_finite(loss, norm, update, plan, title, scaled=accelerator.scaler is not None)
             optimizer.step()
+            if starting_point is not None:
+                starting_point.pull(rate)
             optimizer.zero_grad()
 
             num_rows, weight = len(plan.rows_of(update)), plan.weight_of(update)
@@ -120,7 +125,7 @@ def train(
             done.tokens_seen += num_tokens
             done.train_seconds += time.perf_counter() - started
             epoch_loss, epoch_weight = epoch_loss + loss * weight, epoch_weight + weight
-            progress.advance(num_rows, num_tokens, done.train_seconds)
+            progress.advance(num_rows, num_tokens, done.train_seconds, done.wait_seconds if num_workers else None)
 
             if (update + 1) % plan.updates_per_epoch == 0:
                 epoch = plan.epoch_of(update) + 1
@@ -134,7 +139,7 @@ def train(
                         "validation": validation,
                     }
                 )
-                progress.epoch(epoch, plan.num_epochs, epoch_loss / epoch_weight, validation.get("loss"), done.train_seconds)
+                progress.epoch(epoch, plan.num_epochs, epoch_loss / epoch_weight, validation.get("loss"))
                 if restore_best:
                     best.offer(validation["loss"], epoch)
                     if patience is not None and epoch - best.epoch >= patience:
@@ -147,9 +152,9 @@ def train(
 
 
 class _BestState:
-    """The trainable parameters as they were at the lowest validation loss, the later of equals."""
+    """All that a training moves, as it was at the lowest validation loss, the later of equals."""
 
-    def __init__(self, trainable: dict[str, nn.Parameter]) -> None:
+    def __init__(self, trainable: dict[str, torch.Tensor]) -> None:
         self.epoch = 0
         self._trainable = trainable
         self._loss = math.inf
@@ -169,37 +174,34 @@ class _BestState:
 
 
 def _forward_backward(
-    model: nn.Module,
-    plan: UpdatePlan,
-    update: int,
-    batches: Batches,
-    accelerator: Accelerator,
+    model: nn.Module, micro_batches: list[Read], plan: UpdatePlan, update: int, batches: Batches, accelerator: Accelerator
 ) -> float:
     """Accumulate the gradient of one update; processes are synchronised with the last micro-batch.
 
     Returns:
         The update's loss over all processes.
     """
-    micro_batches = plan.micro_batches(update, accelerator.process_index)
     # DDP averages gradients over the processes, the update's loss is a sum over them.
     scale = accelerator.num_processes / plan.weight_of(update)
     total = torch.zeros((), device=accelerator.device)
 
-    def backward(micro_batch: MicroBatch) -> None:
-        torch.manual_seed(plan.dropout_seed(update, micro_batch))
-        windows = [batches.layout.windows[window] for window in micro_batch.windows]
-        items = np.concatenate([batches.layout.items[window] for window in micro_batch.windows])
-        arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batches.collate(windows).items()}
-        labels, weights = (torch.from_numpy(values[items]).to(accelerator.device) for values in (batches.labels, batches.weights))
+    def backward(read: Read) -> None:
+        torch.manual_seed(plan.dropout_seed(update, read.micro_batch))
+        windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
+        arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in read.arguments.items()}
+        labels, weights = read.labels.to(accelerator.device), read.weights.to(accelerator.device)
         logits = batches.item_logits(model(**arguments).logits, windows)
-        losses = item_losses(logits, labels, batches.label_smoothing)
-        loss = (losses * weights).sum() * (0.0 if micro_batch.is_filler else scale)
+        losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
+        if read.partners is not None and read.shares is not None:
+            partners, shares = read.partners.to(accelerator.device), read.shares.to(accelerator.device)
+            losses = shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
+        loss = (losses * weights).sum() * (0.0 if read.micro_batch.is_filler else scale)
         total.add_(loss.detach())
         accelerator.backward(loss)
 
     with accelerator.no_sync(model):
-        for micro_batch in micro_batches[:-1]:
-            backward(micro_batch)
+        for read in micro_batches[:-1]:
+            backward(read)
     backward(micro_batches[-1])
     return float(accelerator.reduce(total, reduction="mean"))
 

@@ -1,12 +1,21 @@
 """Optimizer groups and the learning rate of each update."""
 
 import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
 
 
-def build_optimizer(model: nn.Module, optimizer: str, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    optimizer: str,
+    learning_rate: float,
+    weight_decay: float,
+    depths: Mapping[str, int] | None = None,
+    layer_decay: float = 1.0,
+    undecayed: Collection[str] = (),
+) -> torch.optim.Optimizer:
     """Make AdamW or SGD with momentum over the trainable parameters; biases, norms and other vectors do not decay.
 
     Args:
@@ -14,11 +23,19 @@ def build_optimizer(model: nn.Module, optimizer: str, learning_rate: float, weig
         optimizer: "adamw" (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) or "sgd" (momentum 0.9).
         learning_rate: Peak.
         weight_decay: Of matrices and embeddings.
+        depths: Depth of each parameter, from `models.tuning.depths_of`; needed with a layer decay.
+        layer_decay: Factor of the learning rate from each depth to the one before it; the deepest has the whole rate.
+        undecayed: Names of parameters that do not decay either.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    members: dict[tuple[int, float], list[nn.Parameter]] = {}
+    deepest = max(depths.values()) if depths else 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            below = deepest - depths[name] if depths and layer_decay < 1 else 0
+            decays = parameter.ndim >= 2 and name not in undecayed
+            members.setdefault((below, weight_decay if decays else 0.0), []).append(parameter)
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "rate_share": layer_decay**below} for (below, decay), parameters in members.items()
     ]
     if optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
@@ -49,6 +66,6 @@ def rate_factor(update: int, num_updates: int, warmup_fraction: float, schedule:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set every group's learning rate."""
+    """Set every group's learning rate: its share of the one given."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_share"]

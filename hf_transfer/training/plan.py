@@ -5,6 +5,7 @@ and a run resumes from a seed and an update number.
 """
 
 import functools
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,12 +34,14 @@ class UpdatePlan:
     batch_size: int
     """Rows per update, over all processes."""
     num_epochs: int
-    max_tokens: int
-    """Padded tokens a micro-batch may hold."""
+    max_tokens: int | None
+    """Padded tokens a micro-batch may hold; None = each process's share of an update is one."""
     seed: int
     num_processes: int = 1
     row_of_window: np.ndarray | None = None
     """(W,) rising row positions; None = every window is a row."""
+    least_rows: int = 1
+    """Rows an update has at least; what an epoch leaves below that joins the update before."""
     balance: np.ndarray | None = None
     """(N,) class of each row: an epoch then draws all classes alike; None = an epoch is every row once."""
     _drawn: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -58,8 +61,9 @@ class UpdatePlan:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates that hold an epoch's rows; the last may hold fewer."""
-        return -(-self.num_rows // self.batch_size)
+        """Updates that hold an epoch's rows; the last may hold fewer, or a few more."""
+        whole, rest = divmod(self.num_rows, self.batch_size)
+        return max(1, whole + (rest >= self.least_rows))
 
     @property
     def num_updates(self) -> int:
@@ -73,7 +77,8 @@ class UpdatePlan:
     def rows_of(self, update: int) -> np.ndarray:
         """Give the rows of an update over all processes, in the order of the epoch's draw."""
         epoch, place = divmod(update, self.updates_per_epoch)
-        return self._epoch_rows(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        end = None if place == self.updates_per_epoch - 1 else (place + 1) * self.batch_size
+        return self._epoch_rows(epoch)[place * self.batch_size : end]
 
     def windows_of(self, update: int) -> np.ndarray:
         """Give the windows of an update over all processes."""
@@ -91,10 +96,16 @@ class UpdatePlan:
         """
         windows = self.windows_of(update)
         shares = [windows[positions] for positions in deal(self.lengths[windows], self.num_processes)]
-        pieces = [[share[piece] for piece in cut(self.lengths[share], self.max_tokens)] for share in shares]
+        max_tokens = sys.maxsize if self.max_tokens is None else self.max_tokens
+        pieces = [[share[piece] for piece in cut(self.lengths[share], max_tokens)] for share in shares]
         shortest = windows[[np.argmin(self.lengths[windows])]]
         num_fillers = max(map(len, pieces)) - len(pieces[process])
         return [MicroBatch(piece) for piece in pieces[process]] + [MicroBatch(shortest, is_filler=True)] * num_fillers
+
+    def partners_of(self, update: int) -> dict[int, int]:
+        """Give, for each window of an update, the one it may be mixed with: a seeded permutation of the update's windows."""
+        windows = self.windows_of(update)
+        return dict(zip(windows.tolist(), np.random.default_rng([self.seed, 4, update]).permutation(windows).tolist(), strict=True))
 
     def dropout_seed(self, update: int, micro_batch: MicroBatch) -> int:
         """Give the seed torch is set to before a micro-batch: by update and first window, so dropout needs no saved generator."""

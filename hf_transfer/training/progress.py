@@ -21,6 +21,8 @@ class Progress:
         )
         self._title, self._shown = title, shown
         self._updates = self._rows = self._tokens = 0
+        self._seconds = 0.0
+        self._wait_seconds: float | None = None
         self._num_updates = num_updates
 
     def __enter__(self) -> Self:
@@ -29,19 +31,29 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._bar.close()
 
-    def advance(self, rows: int, tokens: int, seconds: float) -> None:
-        """Count one update; `seconds` is the training time so far."""
+    def advance(self, rows: int, tokens: int, seconds: float, wait_seconds: float | None) -> None:
+        """Count one update.
+
+        Args:
+            rows: Of the update.
+            tokens: Of the update.
+            seconds: Of the training so far.
+            wait_seconds: Of these, how long the model waited for input; None = nothing is read ahead.
+        """
         self._updates, self._rows, self._tokens = self._updates + 1, self._rows + rows, self._tokens + tokens
-        self._bar.set_postfix_str(self._rates(seconds), refresh=False)
+        self._seconds, self._wait_seconds = seconds, wait_seconds
+        self._bar.set_postfix_str(self._rates(), refresh=False)
         self._bar.update()
 
-    def epoch(self, epoch: int, num_epochs: int, train_loss: float, validation_loss: float | None, seconds: float) -> None:
+    def epoch(self, epoch: int, num_epochs: int, train_loss: float, validation_loss: float | None) -> None:
         """Tell how an epoch ended."""
         if self._shown:
             validation = "" if validation_loss is None else f"  validation loss {validation_loss:.3f}"
-            left = seconds / self._updates * (self._num_updates - self._updates)
+            left = self._seconds / self._updates * (self._num_updates - self._updates)
             losses = f"train loss {train_loss:.3f}{validation}"
-            tqdm.write(f"{self._title}  epoch {epoch}/{num_epochs}  {losses}  {self._rates(seconds)}  {left:.0f} s left", file=sys.stderr)
+            tqdm.write(f"{self._title}  epoch {epoch}/{num_epochs}  {losses}  {self._rates()}  {left:.0f} s left", file=sys.stderr)
 
-    def _rates(self, seconds: float) -> str:
-        return f"{self._rows / max(seconds, 1e-9):.0f} rows/s  {self._tokens / max(seconds, 1e-9):,.0f} tokens/s"
+    def _rates(self) -> str:
+        seconds = max(self._seconds, 1e-9)
+        wait = "" if self._wait_seconds is None else f"  {self._wait_seconds / seconds:.0%} waiting for input"
+        return f"{self._rows / seconds:.0f} rows/s  {self._tokens / seconds:,.0f} tokens/s{wait}"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hf_transfer.data.conll import read_conll
-from hf_transfer.data.sources import load_splits, read_file
+from hf_transfer.data.sources import load_source, read_file
 from hf_transfer.errors import DataError
 
 
@@ -40,4 +40,4 @@ def test_tabs_keep_blanks_and_empty_words(tmp_path: Path) -> None:
 def test_a_malformed_file_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "train.txt").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        load_splits(str(tmp_path))
+        load_source(str(tmp_path))

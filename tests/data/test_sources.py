@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_transfer.data.sources import load_splits, read_file, select_roles
+from hf_transfer.data.sources import load_source, read_file, select_roles
 from hf_transfer.errors import DataError
 
 
@@ -39,7 +39,7 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "README.md").write_text("not data")
-    splits = load_splits(str(tmp_path))
+    splits = load_source(str(tmp_path)).splits
     assert {name: split["t"][:] for name, split in splits.items()} == {
         "train": ["a", "b"],
         "validation": ["c"],
@@ -50,22 +50,22 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
 def test_a_folder_reads_split_files_and_no_others(tmp_path: Path) -> None:
     for name in ("train.csv", "train_small.csv", "test_labels.csv"):
         (tmp_path / name).write_text("t\na\n")
-    assert {name: len(split) for name, split in load_splits(str(tmp_path)).items()} == {"train": 1}
+    assert {name: len(split) for name, split in load_source(str(tmp_path)).splits.items()} == {"train": 1}
     for name, other in (("train.jsonl", "train.csv, train.jsonl"), ("dev.csv", "dev.csv, validation.csv")):
         (tmp_path / "validation.csv").write_text("t\na\n")
         (tmp_path / name).write_text("t\na\n")
         with pytest.raises(DataError, match=f"several files for .*: {other}; keep one"):
-            load_splits(str(tmp_path))
+            load_source(str(tmp_path))
         (tmp_path / name).unlink()
 
 
 def test_shards_belong_together_and_none_may_be_missing(tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / f"train-{number:05d}-of-00002-0a1b2c.csv").write_text(f"t\n{number}\n")
-    assert load_splits(str(tmp_path))["train"]["t"][:] == ["0", "1"]
+    assert load_source(str(tmp_path)).splits["train"]["t"][:] == ["0", "1"]
     (tmp_path / "train-00001-of-00002-0a1b2c.csv").unlink()
     with pytest.raises(DataError, match="has 1 of 2 files for train: train-00000-of-00002-0a1b2c.csv; add the others"):
-        load_splits(str(tmp_path))
+        load_source(str(tmp_path))
 
 
 def test_empty_cells_behind_a_header_are_no_columns_of_one_name(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_empty_cells_behind_a_header_are_no_columns_of_one_name(tmp_path: Path) 
 
 def test_a_configuration_belongs_to_the_hub(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a configuration or revision belongs to a Hub dataset"):
-        load_splits(str(tmp_path), config="en")
+        load_source(str(tmp_path), config="en")
 
 
 def test_embedded_newsgroups_is_what_its_card_says() -> None:
-    splits = load_splits("embedded:newsgroups")
+    splits = load_source("embedded:newsgroups").splits
     counts = {name: {label: split["label"][:].count(label) for label in set(split["label"])} for name, split in splits.items()}
     assert {name: set(by_label.values()) for name, by_label in counts.items()} == {"train": {32}, "test": {16}}
     assert len(counts["train"]) == 8
@@ -124,20 +124,20 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
 def test_a_bad_file_is_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        load_splits(str(tmp_path / name))
+        load_source(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("text\na\n")
     with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'reviews.csv'\?"):
-        load_splits(str(tmp_path / "review.csv"))
+        load_source(str(tmp_path / "review.csv"))
     with pytest.raises(DataError, match="has no train file.*found reviews.csv"):
-        load_splits(str(tmp_path))
+        load_source(str(tmp_path))
     with pytest.raises(DataError, match=r"no embedded dataset 'newsgroup'.*did you mean 'newsgroups'"):
-        load_splits("embedded:newsgroup")
+        load_source("embedded:newsgroup")
     with pytest.raises(DataError, match="cannot load dataset 'nobody/nothing'"):
-        load_splits("nobody/nothing", local_files_only=True)
+        load_source("nobody/nothing", local_files_only=True)
 
 
 def test_roles_take_their_columns_and_nothing_is_guessed() -> None:

@@ -8,21 +8,22 @@ from transformers import AutoModelForSequenceClassification
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.models.build import build_model, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
-from hf_transfer.recipe import TextClassification
+from hf_transfer.task_configs import TextClassification
 from hf_transfer.tasks import text_classification as task
 from hf_transfer.tasks.items import Window, lay_out
+from hf_transfer.tasks.tokenizers import load_tokenizer
 from tests.conftest import make_rows
 
 
 def test_order_is_kept_whatever_the_micro_batches(tiny_bert: Path) -> None:
-    checkpoint = open_checkpoint(str(tiny_bert))
+    checkpoint = open_checkpoint(str(tiny_bert), load_tokenizer)
     model = build_model(inspect(checkpoint, AutoModelForSequenceClassification, ["a", "b"]), "scratch", 0)
     texts = [row["text"] for row in make_rows(40)] + ["", "bread " * 200]
-    layout = lay_out(task.encode(checkpoint.tokenizer, texts, TextClassification(max_length=64)))
+    layout = lay_out(task.encode(checkpoint.processor, texts, TextClassification(max_length=64)))
     assert layout.lengths[40:].tolist() == [2, 64], "an empty text has its special tokens, a long one is cut"
 
     def collate(picked: Sequence[Window]) -> dict[str, torch.Tensor]:
-        return task.collate(picked, checkpoint.tokenizer)
+        return task.collate(picked, checkpoint.processor)
 
     with torch.no_grad():
         alone = np.concatenate([model.eval()(**collate([row])).logits.numpy() for row in layout.windows])
@@ -33,7 +34,7 @@ def test_order_is_kept_whatever_the_micro_batches(tiny_bert: Path) -> None:
 
 
 def test_an_empty_text_is_a_row_even_without_special_tokens(tiny_bert: Path) -> None:
-    tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
+    tokenizer = open_checkpoint(str(tiny_bert), load_tokenizer).processor
     tokenizer.backend_tokenizer.post_processor = None
     rows = task.encode(tokenizer, ["", "sail"], TextClassification(max_length=64))
     assert [row[0].ids.tolist() for row in rows] == [[0], [tokenizer.convert_tokens_to_ids("sail")]]

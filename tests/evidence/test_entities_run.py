@@ -117,7 +117,7 @@ def test_a_saved_model_answers_as_it_was_tested(comparison: ht.Comparison, docum
 
 
 def prepared(recipe: ht.Recipe) -> Study:
-    return prepare_study(recipe, ["full"], ["all"], [0], Accelerator(cpu=True), max_tokens=256)
+    return prepare_study(recipe, ["full"], ["all"], [0], Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("loss_per", ["word", "row"])

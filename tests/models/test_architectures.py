@@ -26,13 +26,14 @@ from transformers import (
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError
-from hf_transfer.evidence.study import build_arm, check_arm, check_max_length
+from hf_transfer.evidence.study import build_arm, check_arm, check_reading
 from hf_transfer.models.build import inspect, quiet_loading
 from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused, set_training_mode
 from hf_transfer.tasks import functions_of
 from hf_transfer.tasks.items import Layout, item_losses, lay_out
+from hf_transfer.tasks.tokenizers import load_tokenizer, most_tokens
 from tests.conftest import make_rows, make_sentences, save_byte_level_tokenizer, save_tiny_bert
 
 SHAPE: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -76,8 +77,8 @@ from tests.models.test_architectures import encoded, logits_of
 found = {}
 for folder, base in json.loads(sys.argv[1]):
     model = ht.load(folder, base=base)
-    layout = encoded(model.saved.task, model.saved.tokenizer)
-    found[folder] = {"logits": logits_of(model.saved.model, model.saved.task, layout, model.saved.tokenizer).tolist(),
+    layout = encoded(model.saved.task, model.saved.processor)
+    found[folder] = {"logits": logits_of(model.saved.model, model.saved.task, layout, model.saved.processor).tolist(),
                      "labels": model.labels, "config": list(model.saved.model.config.id2label.values())}
 print(json.dumps(found))
 """
@@ -140,8 +141,8 @@ def trained(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 
 def train_case(task: Any, checkpoint_folder: Path, tuning: str, folder: Path) -> Trained:
     functions = functions_of(task)
-    checkpoint = open_checkpoint(str(checkpoint_folder))
-    tokenizer = functions.prepare_tokenizer(checkpoint.tokenizer)
+    checkpoint = open_checkpoint(str(checkpoint_folder), functions.load_processor)
+    tokenizer = checkpoint.processor
     architecture = inspect(checkpoint, functions.AUTO_MODEL, LABELS[task.kind])
     arm = ht.Arm(tuning=tuning, learning_rate=1e-3, num_epochs=1, **TUNINGS[tuning])
     check_arm(architecture, arm, functions.PEFT_TASK_TYPE)
@@ -218,13 +219,13 @@ def test_a_fresh_process_gives_the_same_logits_and_label_names(trained: dict[Any
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_a_length_the_model_cannot_read_is_found_by_trying(checkpoints: dict[str, Path], name: str) -> None:
-    checkpoint = open_checkpoint(str(checkpoints[name]))
+    checkpoint = open_checkpoint(str(checkpoints[name]), load_tokenizer)
     architecture = inspect(checkpoint, functions_of(TEXTS).AUTO_MODEL, ["a", "b"])
-    assert checkpoint.max_length == 64
-    check_max_length(architecture, ht.TextClassification(max_length=62))
+    assert most_tokens(checkpoint.processor, checkpoint.config) == 64
+    check_reading(architecture, ht.TextClassification(max_length=62))
     if name == "roberta":
         # Its positions start behind the padding's, which neither its config nor its tokenizer says.
         with pytest.raises(ConfigError, match="cannot read max_length 64 tokens .*lower --max-length"):
-            check_max_length(architecture, ht.TextClassification(max_length=64))
+            check_reading(architecture, ht.TextClassification(max_length=64))
     else:
-        check_max_length(architecture, ht.TextClassification(max_length=64))
+        check_reading(architecture, ht.TextClassification(max_length=64))

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from hf_transfer.errors import CheckpointError
 from hf_transfer.models.build import build_model, count_parameters, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.tasks.tokenizers import load_tokenizer
 from tests.conftest import save_tiny_bert
 
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
@@ -17,15 +18,15 @@ CLASSIFIER = {"classifier.weight", "classifier.bias"}
 @pytest.fixture
 def labelled_checkpoint(tiny_bert: Path, tmp_path: Path) -> Path:
     """Give a classifier with labels a, b, c, as a run's `model/` folder would be."""
-    checkpoint = open_checkpoint(str(tiny_bert))
+    checkpoint = open_checkpoint(str(tiny_bert), load_tokenizer)
     model = build_model(inspect(checkpoint, AutoModelForSequenceClassification, ["a", "b", "c"]), "pretrained", seed=5)
     model.save_pretrained(tmp_path / "source")
-    checkpoint.tokenizer.save_pretrained(tmp_path / "source")
+    checkpoint.processor.save_pretrained(tmp_path / "source")
     return tmp_path / "source"
 
 
 def built(folder: Path, labels: list[str], seed: int = 0, init: str = "pretrained", keep_head: bool = False) -> torch.nn.Module:
-    architecture = inspect(open_checkpoint(str(folder)), AutoModelForSequenceClassification, labels)
+    architecture = inspect(open_checkpoint(str(folder), load_tokenizer), AutoModelForSequenceClassification, labels)
     assert architecture.head == CLASSIFIER
     assert architecture.output_layer == CLASSIFIER
     return build_model(architecture, init, seed, keep_head)
@@ -78,7 +79,7 @@ def test_generic_source_names_are_no_labels(labelled_checkpoint: Path) -> None:
 
 
 def test_dropout_reaches_every_dropout(tiny_bert: Path) -> None:
-    architecture = inspect(open_checkpoint(str(tiny_bert)), AutoModelForSequenceClassification, ["a", "b"], dropout=0.0)
+    architecture = inspect(open_checkpoint(str(tiny_bert), load_tokenizer), AutoModelForSequenceClassification, ["a", "b"], dropout=0.0)
     for init in ("scratch", "pretrained"):
         dropouts = [module.p for module in build_model(architecture, init, 0).modules() if isinstance(module, torch.nn.Dropout)]
         assert len(dropouts) > 3
@@ -87,26 +88,26 @@ def test_dropout_reaches_every_dropout(tiny_bert: Path) -> None:
 
 def test_bad_checkpoints(tmp_path: Path, tiny_bert: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not exist; did you mean 'tiny-bert'"):
-        open_checkpoint(str(tiny_bert.parent / "tiny-brt"))
+        open_checkpoint(str(tiny_bert.parent / "tiny-brt"), load_tokenizer)
     with pytest.raises(CheckpointError, match=r"cannot find checkpoint 'no/where'.*--embedded"):
-        open_checkpoint("no/where", local_files_only=True)
+        open_checkpoint("no/where", load_tokenizer, local_files_only=True)
     with pytest.raises(CheckpointError, match="neither a local folder nor a Hub id"):
-        open_checkpoint("not an id", local_files_only=True)
+        open_checkpoint("not an id", load_tokenizer, local_files_only=True)
     with pytest.raises(CheckpointError, match="no embedded checkpoint 'MiniLM'"):
-        open_checkpoint("embedded:MiniLM")
+        open_checkpoint("embedded:MiniLM", load_tokenizer)
     folder = save_tiny_bert(tmp_path / "broken")
     for path in folder.glob("*token*"):
         path.unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer"):
-        open_checkpoint(str(folder))
+        open_checkpoint(str(folder), load_tokenizer)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"no \*.safetensors file \(pickled weights are not read\)"):
-        open_checkpoint(str(folder))
+        open_checkpoint(str(folder), load_tokenizer)
     (folder / "model.safetensors").write_bytes(b"half a file")
-    tiny_tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
+    tiny_tokenizer = open_checkpoint(str(tiny_bert), load_tokenizer).processor
     tiny_tokenizer.save_pretrained(folder)
     with pytest.raises(CheckpointError, match="cannot load the weights"):
-        inspect(open_checkpoint(str(folder)), AutoModelForSequenceClassification, ["a", "b"])
+        inspect(open_checkpoint(str(folder), load_tokenizer), AutoModelForSequenceClassification, ["a", "b"])
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(CheckpointError, match="no config this transformers can read"):
-        open_checkpoint(str(folder))
+        open_checkpoint(str(folder), load_tokenizer)

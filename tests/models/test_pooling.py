@@ -24,6 +24,7 @@ from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.pooling import pools_the_mean, read_pooling
 from hf_transfer.models.saved import Sidecar, load_saved, save_model
 from hf_transfer.models.tuning import find_blocks, set_training_mode
+from hf_transfer.tasks.tokenizers import load_tokenizer
 from tests.conftest import save_tiny_bert
 
 INPUTS = {
@@ -40,7 +41,8 @@ def sentence_encoder(folder: Path, **pooling: object) -> Path:
 
 
 def inspected(folder: Path) -> Architecture:
-    return inspect(open_checkpoint(str(folder)), AutoModelForSequenceClassification, ["a", "b", "c"], reads_texts_whole=True)
+    checkpoint = open_checkpoint(str(folder), load_tokenizer)
+    return inspect(checkpoint, AutoModelForSequenceClassification, ["a", "b", "c"], reads_texts_whole=True)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_the_block_never_trains_and_a_saved_model_is_a_plain_one(folder: Path, t
     checkpoint = architecture.checkpoint
     task = dataclasses.asdict(ht.TextClassification())
     sidecar = Sidecar(task, ["a", "b", "c"], checkpoint.base_id, checkpoint.revision, checkpoint.sha256, architecture.pooling)
-    save_model(model, checkpoint.tokenizer, sidecar, tmp_path / "model")
+    save_model(model, checkpoint.processor, sidecar, tmp_path / "model")
     with torch.no_grad():
         expected = model.eval()(**INPUTS).logits
         loaded = load_saved(str(tmp_path / "model"), base=str(folder) if tuning == "lora" else None).model
@@ -116,15 +118,16 @@ def test_a_chain_keeps_the_block_it_was_given(folder: Path, tmp_path: Path) -> N
     checkpoint = first.checkpoint
     task = dataclasses.asdict(ht.TextClassification())
     sidecar = Sidecar(task, ["a", "b", "c"], checkpoint.base_id, checkpoint.revision, checkpoint.sha256, first.pooling)
-    save_model(model, checkpoint.tokenizer, sidecar, tmp_path / "first")
-    second = inspect(open_checkpoint(str(tmp_path / "first")), AutoModelForSequenceClassification, ["x", "y"], reads_texts_whole=True)
+    save_model(model, checkpoint.processor, sidecar, tmp_path / "first")
+    source = open_checkpoint(str(tmp_path / "first"), load_tokenizer)
+    second = inspect(source, AutoModelForSequenceClassification, ["x", "y"], reads_texts_whole=True)
     assert (second.pooling, second.config.num_hidden_layers, second.fixed) == ("mean", 3, first.fixed)
     assert second.head == {"classifier.weight", "classifier.bias"}, "its pooler was trained"
     adapted = build_arm(second, ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=1), 0, "SEQ_CLS")
     assert not [name for name, parameter in adapted.named_parameters() if parameter.requires_grad and ".layer.2." in name]
     base = second.checkpoint
     sidecar = Sidecar(task, ["x", "y"], base.base_id, base.revision, base.sha256, second.pooling)
-    save_model(adapted, base.tokenizer, sidecar, tmp_path / "second")
+    save_model(adapted, base.processor, sidecar, tmp_path / "second")
     with torch.no_grad():
         loaded = load_saved(str(tmp_path / "second"), base=str(tmp_path / "first")).model
         assert torch.allclose(loaded(**INPUTS).logits, adapted.eval()(**INPUTS).logits, atol=1e-6)

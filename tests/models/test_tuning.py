@@ -12,13 +12,14 @@ from hf_transfer.models.build import Architecture, build_model, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.tuning import apply_tuning, freeze_unused, set_training_mode
 from hf_transfer.recipe import LoRA
+from hf_transfer.tasks.tokenizers import load_tokenizer
 
 INPUTS = {"input_ids": torch.tensor([[2, 9, 10, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
 
 
 @pytest.fixture(scope="module")
 def architecture(tiny_bert: Path) -> Architecture:
-    return inspect(open_checkpoint(str(tiny_bert)), AutoModelForSequenceClassification, ["a", "b", "c"])
+    return inspect(open_checkpoint(str(tiny_bert), load_tokenizer), AutoModelForSequenceClassification, ["a", "b", "c"])
 
 
 def tuned(architecture: Architecture, tuning: str, num_blocks: int | None = None, **lora: object) -> nn.Module:

@@ -7,11 +7,13 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, PreTrainedTokenizerBase
 
+from hf_transfer.data.sources import Source
 from hf_transfer.errors import ConfigError, DataError
-from hf_transfer.models.checkpoint import load_tokenizer, open_checkpoint
-from hf_transfer.recipe import TextClassification
+from hf_transfer.models.checkpoint import open_checkpoint
+from hf_transfer.task_configs import TextClassification
 from hf_transfer.tasks import text_classification as task
-from hf_transfer.tasks.items import Window, item_losses, to_probabilities
+from hf_transfer.tasks.items import TextWindow, item_losses, to_probabilities
+from hf_transfer.tasks.tokenizers import load_tokenizer
 
 COLUMNS = {"text": "body", "label": "topic"}
 
@@ -22,7 +24,7 @@ def test_read_gives_stripped_texts_ids_and_positions() -> None:
         "validation": Dataset.from_dict({"body": ["d"]}),
         "test": Dataset.from_dict({"body": ["\n"], "topic": ["y"]}),
     }
-    names, examples = task.read(splits, COLUMNS, None, TextClassification())
+    names, examples = task.read(Source(splits), COLUMNS, None, TextClassification())
     assert names == ["x", "y"]
     assert examples["validation"] is None, "a split without labels"
     assert (examples["train"].inputs, examples["test"].inputs) == (["a", "", "c"], [""])
@@ -45,12 +47,12 @@ def test_a_text_that_is_none(texts: list[object], message: str) -> None:
         "test": Dataset.from_dict({"body": texts, "topic": ["x", "y", "x"]}),
     }
     with pytest.raises(DataError, match=message):
-        task.read(splits, COLUMNS, None, TextClassification())
+        task.read(Source(splits), COLUMNS, None, TextClassification())
 
 
 def test_collate_pads_and_masks(tiny_bert: Path) -> None:
-    windows = [Window(np.array(ids, dtype=np.int32), np.zeros(1, dtype=np.int64)) for ids in ([2, 9, 3], [2, 3])]
-    arguments = task.collate(windows, open_checkpoint(str(tiny_bert)).tokenizer)
+    windows = [TextWindow(np.array(ids, dtype=np.int32), np.zeros(1, dtype=np.int64)) for ids in ([2, 9, 3], [2, 3])]
+    arguments = task.collate(windows, open_checkpoint(str(tiny_bert), load_tokenizer).processor)
     assert arguments["input_ids"].tolist() == [[2, 9, 3], [2, 3, 0]]
     assert arguments["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
 
@@ -119,7 +121,7 @@ def test_a_pair_is_read_and_its_column_found_by_name() -> None:
     assert task.choose_columns(alone.columns, list(rows), alone) == {"text": "text", "label": "label"}, "declined"
     other = {"text": "text_pair", "label": "label"}
     assert task.choose_columns(other, list(rows), config) == other, "it plays another role"
-    _, examples = task.read({"train": Dataset.from_dict(rows)}, columns, None, TextClassification(replace={"<br/>": "z "}))
+    _, examples = task.read(Source({"train": Dataset.from_dict(rows)}), columns, None, TextClassification(replace={"<br/>": "z "}))
     assert examples["train"] is not None
     assert examples["train"].inputs == [("x", "u"), ("z y", "v")]
 
@@ -134,7 +136,7 @@ def test_a_pair_is_read_and_its_column_found_by_name() -> None:
 def test_a_pair_with_one_side_missing_names_the_row(seconds: list[str | None], message: str) -> None:
     rows = {"a": ["x", "y"], "b": seconds, "y": ["p", "q"]}
     with pytest.raises(DataError, match=message):
-        task.read({"train": Dataset.from_dict(rows)}, PAIR, None, TextClassification())
+        task.read(Source({"train": Dataset.from_dict(rows)}), PAIR, None, TextClassification())
 
 
 def test_predicting_takes_what_was_trained_on() -> None:

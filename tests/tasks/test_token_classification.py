@@ -10,12 +10,13 @@ from datasets import Dataset
 from transformers import BertConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.roles import Corpus, Examples
+from hf_transfer.data.sources import Source
 from hf_transfer.data.tags import find_entities
 from hf_transfer.errors import ConfigError, DataError
-from hf_transfer.models.checkpoint import load_tokenizer
-from hf_transfer.recipe import TokenClassification
+from hf_transfer.task_configs import TokenClassification
 from hf_transfer.tasks import token_classification as task
 from hf_transfer.tasks.items import EncodedRow, lay_out
+from hf_transfer.tasks.tokenizers import load_tokenizer
 from tests.conftest import make_sentences
 
 TAGS = ["O", "B-x", "I-x", "B-y", "I-y"]
@@ -23,7 +24,7 @@ TAGS = ["O", "B-x", "I-x", "B-y", "I-y"]
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerBase:
-    return task.prepare_tokenizer(load_tokenizer(tokenizer_folder, "x", BertConfig()))
+    return task.load_processor(tokenizer_folder, "x", BertConfig())
 
 
 def alone(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
@@ -121,7 +122,7 @@ def test_decoding_gives_the_likeliest_legal_tags(seed: int) -> None:
 def read(rows: dict[str, list[object]], columns: dict[str, str] | None = None) -> tuple[list[str], dict[str, Examples | None]]:
     splits = {"train": Dataset.from_dict(rows)}
     chosen = task.choose_columns(columns or TokenClassification().columns, splits["train"].column_names, TokenClassification())
-    return task.read(splits, chosen, None, TokenClassification())
+    return task.read(Source(splits), chosen, None, TokenClassification())
 
 
 def test_words_or_spans() -> None:
@@ -144,7 +145,7 @@ def test_a_test_split_with_spans_nowhere_is_unlabelled() -> None:
     splits = {"train": Dataset.from_dict({"text": ["Ann ran", "no"], "spans": spans})}
     splits["test"] = Dataset.from_dict({"text": ["Bob", "Cy"], "spans": [None, None]})
     columns = {"text": "text", "spans": "spans"}
-    assert task.read(splits, columns, None, TokenClassification())[1]["test"] is None
+    assert task.read(Source(splits), columns, None, TokenClassification())[1]["test"] is None
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ from hf_transfer.errors import TrainingError
 from hf_transfer.evidence.study import build_arm
 from hf_transfer.models.build import Architecture, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
-from hf_transfer.recipe import Arm, TextClassification
+from hf_transfer.recipe import Arm
+from hf_transfer.task_configs import TextClassification
 from hf_transfer.tasks import text_classification as task
 from hf_transfer.tasks.items import Layout, lay_out
+from hf_transfer.tasks.tokenizers import load_tokenizer
 from hf_transfer.training import loop
-from hf_transfer.training.loop import Batches, Training, train
+from hf_transfer.training.batches import Batches
+from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer, rate_factor
 from hf_transfer.training.plan import UpdatePlan
 from tests.conftest import TOPICS, make_rows
@@ -31,18 +34,18 @@ LABELS = list(TOPICS)
 @pytest.fixture(scope="module")
 def data(tiny_bert: Path) -> tuple[Layout, np.ndarray, Any]:
     """Give rows laid out, class ids and the collate function."""
-    tokenizer = open_checkpoint(str(tiny_bert)).tokenizer
+    tokenizer = open_checkpoint(str(tiny_bert), load_tokenizer).processor
     made = make_rows(80)
     rows = task.encode(tokenizer, [row["text"] for row in made], TextClassification(max_length=64))
     return (
         lay_out(rows),
         np.array([LABELS.index(row["label"]) for row in made]),
-        functools.partial(task.collate, tokenizer=tokenizer),
+        functools.partial(task.collate, processor=tokenizer),
     )
 
 
 def architecture(tiny_bert: Path, dropout: float | None) -> Architecture:
-    return inspect(open_checkpoint(str(tiny_bert)), AutoModelForSequenceClassification, LABELS, dropout)
+    return inspect(open_checkpoint(str(tiny_bert), load_tokenizer), AutoModelForSequenceClassification, LABELS, dropout)
 
 
 def build(tiny_bert: Path, dropout: float | None = 0.0, seed: int = 0, **arm: Any) -> nn.Module:
@@ -69,7 +72,7 @@ def fit(
         model,
         build_optimizer(model, "adamw", RATE, 0.01),
         plan,
-        Batches(layout, labels, weights, collate, task.item_logits),
+        Batches(layout, labels, weights, collate, task.item_logits, np.arange(len(labels))),
         accelerator=Accelerator(cpu=True),
         **settings,
     )
@@ -176,9 +179,9 @@ def test_a_loss_that_is_no_number_stops_and_names_the_update(tiny_bert: Path, da
     calls = []
     item_losses = loop.item_losses
 
-    def broken(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    def broken(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float, *settings: float) -> torch.Tensor:
         calls.append(1)
-        return item_losses(logits, labels, label_smoothing) * (float("nan") if len(calls) == 13 else 1.0)
+        return item_losses(logits, labels, label_smoothing, *settings) * (float("nan") if len(calls) == 13 else 1.0)
 
     monkeypatch.setattr(loop, "item_losses", broken)
 

@@ -1,0 +1,44 @@
+"""Input made ahead of time, by worker processes, in order."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class _Made(Dataset[Any]):
+    def __init__(self, make: Callable[[int], Any], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return self._make(index)
+
+
+def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
+    """Yield `make(0)` up to `make(count - 1)`, in order; what comes does not depend on the number of workers.
+
+    Args:
+        make: A pure function; its results are tensors and plain values, which pass from process to process.
+        count: How many.
+        num_workers: Processes that stay two results ahead each; 0 makes each when it is asked for.
+    """
+    # A few are made sooner than a process starts.
+    if num_workers == 0 or count <= 2 * num_workers:
+        yield from map(make, range(count))
+        return
+    # Forked workers share the data's memory and need not pickle it.
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    loader = DataLoader(
+        _Made(make, count),
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context="fork" if can_fork else None,
+        # Its own, or it would draw from the global generator, which dropout uses.
+        generator=torch.Generator(),
+    )
+    yield from loader

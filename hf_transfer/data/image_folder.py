@@ -1,0 +1,85 @@
+"""A folder of images in a folder a class, or of such folders called train, validation and test."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hf_transfer.errors import DataError, listed
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+NOT_WORTH_TELLING = ("thumbs.db", "desktop.ini")
+
+
+def holds_image_folders(folder: Path) -> bool:
+    """Say whether an image lies in the folder, or in a folder of it, or one deeper."""
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))
+
+
+def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dict[str, Dataset], list[str]]:
+    """Read `CLASS/image.png`, or `train/CLASS/image.png` with validation and test beside train; folders of a class may hold folders.
+
+    Args:
+        folder: With images in it.
+        split_names: Folder name -> split.
+
+    Returns:
+        Split -> dataset of `image` (a path) and `label` (a ClassLabel of the folders' names, sorted), and sentences about files that
+        were not read.
+
+    Raises:
+        DataError: An image lies in no class folder, a class has none, or splits stand beside classes.
+    """
+    folders = _folders_of(folder)
+    named = {path: split_names[path.name.lower()] for path in folders if path.name.lower() in split_names}
+    if named and len(named) < len(folders):
+        others = listed(path.name for path in folders if path not in named)
+        raise DataError(
+            f"folder {folder} has folders of splits ({listed(path.name for path in named)}) and others ({others}): keep one kind"
+        )
+    if named and "train" not in named.values():
+        raise DataError(f"folder {folder} has no folder train: it has {listed(path.name for path in named)}")
+    if len(set(named.values())) < len(named):
+        raise DataError(f"folder {folder} has several folders for one split: {listed(path.name for path in named)}; keep one")
+    strays: list[Path] = []
+    found: dict[str, list[tuple[Path, str]]] = {}
+    for split, root in {split: path for path, split in named.items()}.items() if named else [("train", folder)]:
+        found[split] = list(_images_of(root, strays))
+    if named:
+        strays += [path for path in folder.iterdir() if path.is_file()]
+    classes = sorted({name for images in found.values() for _, name in images})
+    features = Features({"image": Value("string"), "label": ClassLabel(names=classes)})
+    splits = {
+        split: Dataset.from_dict({"image": [str(path) for path, _ in images], "label": [name for _, name in images]}, features=features)
+        for split, images in found.items()
+    }
+    return splits, _tell(folder, strays)
+
+
+def _images_of(root: Path, strays: list[Path]) -> Iterable[tuple[Path, str]]:
+    """Yield (file, class); what is no image joins `strays`."""
+    if loose := sorted(path.name for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()):
+        raise DataError(
+            f"{len(loose)} images lie in {root} itself ({listed(loose, 3)}), in no class's folder: expected {root.name}/CLASS/image.png"
+        )
+    strays += [path for path in root.iterdir() if path.is_file()]
+    for folder in _folders_of(root):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+        strays += [path for path in files if path not in set(images)]
+        if not images:
+            raise DataError(f"class folder {folder} holds no image ({listed(IMAGE_SUFFIXES)}): fill it, or remove it")
+        yield from ((path, folder.name) for path in images)
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def _tell(folder: Path, strays: list[Path]) -> list[str]:
+    told = sorted(
+        str(path.relative_to(folder)) for path in strays if not path.name.startswith(".") and path.name.lower() not in NOT_WORTH_TELLING
+    )
+    if not told:
+        return []
+    return [f"{len(told)} file{'s are' if len(told) > 1 else ' is'} no image by name and not read: {listed(told, 5)}"]

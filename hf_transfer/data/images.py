@@ -1,0 +1,168 @@
+"""Images as files hold them: found, checked once by decoding every one, and decoded again whenever one is read."""
+
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from hf_transfer.errors import DataError, first_line, listed
+
+BACKGROUND = (255, 255, 255)
+"""What shows through where an image is transparent."""
+MANY = 2000
+"""Images from which on a terminal is shown how far the check has come."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is read when it is needed; equal to another when their files are, byte for byte."""
+
+    sha256: str
+    """Of the encoded image, as hex digits."""
+    name: str = field(compare=False, repr=False)
+    """File or row, for a person to find it."""
+    size: tuple[int, int] = field(compare=False, repr=False)
+    """Width and height in pixels, as it is looked at."""
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+    """Gives the encoded image."""
+
+    def decode(self, num_channels: int) -> Image.Image:
+        """Give the image, upright, in RGB (3 channels) or grey (1)."""
+        with refuse_bombs():
+            return decode_image(self.read(), num_channels)
+
+
+def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
+    """Decode an image of any mode as a person sees it: upright by its EXIF, transparent parts on white, 16 bits scaled down to 8.
+
+    Args:
+        data: A file's bytes (PNG, JPEG, TIFF, WebP, ...); of several frames the first is taken.
+        num_channels: 3 for RGB, 1 for grey.
+
+    Raises:
+        ValueError: Its pixels mean nothing we know (floats, or integers of more than 16 bits).
+        Exception: What Pillow raises on a damaged file, of many kinds.
+    """
+    opened = Image.open(BytesIO(data))
+    opened.load()
+    image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
+    return image.convert("RGB" if num_channels == 3 else "L")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"pixels of mode {image.mode} from {pixels.min():g} to {pixels.max():g}, expected 8 or 16 bits")
+    return Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+
+
+def read_pictures(split: str, dataset: Dataset, root: Path | None) -> list[Picture]:
+    """Read and check the column `image` of a split: every image is decoded once.
+
+    Args:
+        split: For messages.
+        dataset: Its column `image` holds encoded images, `{"bytes", "path"}`, or paths.
+        root: Folder that relative paths start from.
+
+    Raises:
+        DataError: The column holds something else, or images that are missing, empty, damaged or enormous; names them.
+    """
+    feature = dataset.features["image"]
+    if isinstance(feature, ImageFeature):
+        dataset = dataset.cast_column("image", ImageFeature(decode=False))
+    return check_images(split, [_named_reader(split, dataset, row, root) for row in range(len(dataset))])
+
+
+def check_images(what: str, readers: Sequence[tuple[str, Callable[[], bytes]]]) -> list[Picture]:
+    """Decode every image once.
+
+    Args:
+        what: Whose images, for messages.
+        readers: (name, what gives the encoded image).
+
+    Raises:
+        DataError: Some cannot be read; names them.
+    """
+    with refuse_bombs(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = list(
+            tqdm(
+                pool.map(lambda reader: _check(*reader), readers),
+                total=len(readers),
+                desc=f"checking the {what} images",
+                disable=None if len(readers) >= MANY else True,
+                leave=False,
+            )
+        )
+    bad = [problem for problem in checked if isinstance(problem, str)]
+    if bad:
+        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        raise DataError(f"{len(bad)} of {len(checked)} {what} images cannot be read: {'; '.join(bad[:3])}{more}: replace or remove them")
+    return [picture for picture in checked if isinstance(picture, Picture)]
+
+
+@contextmanager
+def refuse_bombs() -> Iterator[None]:
+    """While the block runs, make Pillow raise where an image's header promises more pixels than anyone photographs (89 million)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Damaged EXIF or TIFF tags do not make an image unreadable.
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        yield
+
+
+def _check(name: str, read: Callable[[], bytes]) -> Picture | str:
+    """Give the picture, or a sentence on why there is none."""
+    try:
+        data = read()
+        if not data:
+            return f"{name} is empty"
+        size = decode_image(data).size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return f"{name} is too large ({first_line(error).split(',')[0]}): scale it down to {Image.MAX_IMAGE_PIXELS:,} pixels or fewer"
+    except Image.UnidentifiedImageError:
+        return f"{name} is no image Pillow knows"
+    except FileNotFoundError:
+        return f"{name} does not exist"
+    except Exception as error:
+        # Pillow's decoders raise what their formats' libraries do: OSError, SyntaxError, ValueError, struct.error, ...
+        return f"{name} is damaged or of an unknown kind ({first_line(error)})"
+    return Picture(hashlib.sha256(data).hexdigest(), name, size, read)
+
+
+def _named_reader(split: str, dataset: Dataset, row: int, root: Path | None) -> tuple[str, Callable[[], bytes]]:
+    value = dataset[row]["image"]
+    path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(held, bytes):
+        return f"{split} row {row}", functools.partial(_bytes_of, dataset, row)
+    if not isinstance(path, str) or not path:
+        found = "nothing" if value is None else type(value).__name__
+        raise DataError(
+            f"{split} row {row}: expected an image (encoded, or the path of its file) in the image column, found {found}: "
+            f"name another column; there are {listed(dataset.column_names)}"
+        )
+    file = Path(path).expanduser() if root is None else root / Path(path).expanduser()
+    return str(path if root is None or not file.is_relative_to(root) else file.relative_to(root)), file.read_bytes
+
+
+def _bytes_of(dataset: Dataset, row: int) -> bytes:
+    value: Any = dataset[row]["image"]
+    return value["bytes"] if isinstance(value, dict) else value

@@ -1,0 +1,74 @@
+"""What the updates of a training are made of, read for one process: tensors of each micro-batch, as the plan cuts them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_transfer.evaluation.prediction import Collate, ItemLogits
+from hf_transfer.tasks.items import Draw, Layout
+from hf_transfer.training.plan import MicroBatch, UpdatePlan
+
+Augment = Callable[[Sequence[Draw], Sequence[Draw]], tuple[dict[str, torch.Tensor], np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the windows of a training are made of."""
+
+    layout: Layout
+    labels: np.ndarray
+    """Class ids of all items, (M,) int64."""
+    weights: np.ndarray
+    """(M,) float32: what each item's loss counts."""
+    collate: Collate
+    item_logits: ItemLogits
+    row_ids: np.ndarray
+    """(B,) int64: what a row is called in the data, which its augmentation is drawn from."""
+    augment: Augment | None = None
+    """Reads windows at random, with the partners they are mixed with; None = `collate` reads them."""
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+
+
+@dataclass(frozen=True)
+class Read:
+    """A micro-batch as the loop takes it."""
+
+    micro_batch: MicroBatch
+    arguments: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    """(K,) class ids of its items."""
+    weights: torch.Tensor
+    """(K,)."""
+    partners: torch.Tensor | None = None
+    """(K,) class ids of what the items were mixed with; None = nothing was."""
+    shares: torch.Tensor | None = None
+    """(K,) what its own label counts of a mixed item; the rest is its partner's."""
+
+
+def read_update(update: int, plan: UpdatePlan, batches: Batches, process: int) -> list[Read]:
+    """Read one process's micro-batches of an update."""
+    return [_read(update, micro_batch, plan, batches) for micro_batch in plan.micro_batches(update, process)]
+
+
+def _read(update: int, micro_batch: MicroBatch, plan: UpdatePlan, batches: Batches) -> Read:
+    layout = batches.layout
+    items = np.concatenate([layout.items[window] for window in micro_batch.windows])
+    labels, weights = torch.from_numpy(batches.labels[items]), torch.from_numpy(batches.weights[items])
+    if batches.augment is None:
+        return Read(micro_batch, batches.collate([layout.windows[window] for window in micro_batch.windows]), labels, weights)
+    partner_of = plan.partners_of(update)
+    partners = [partner_of[window] for window in micro_batch.windows]
+    own, others = ([_draw(update, window, plan, batches) for window in windows] for windows in (micro_batch.windows, partners))
+    arguments, shares = batches.augment(own, others)
+    if (shares == 1).all():
+        return Read(micro_batch, arguments, labels, weights)
+    other_items = np.concatenate([layout.items[window] for window in partners])
+    return Read(micro_batch, arguments, labels, weights, torch.from_numpy(batches.labels[other_items]), torch.from_numpy(shares))
+
+
+def _draw(update: int, window: int, plan: UpdatePlan, batches: Batches) -> Draw:
+    row = int(batches.layout.row_of_window[window])
+    return Draw(batches.layout.windows[window], (plan.seed, plan.epoch_of(update), int(batches.row_ids[row])))
