@@ -103,6 +103,69 @@ def save_tiny_bert(folder: Path, **settings: object) -> Path:
     return folder
 
 
+def make_photos(folder: Path, num_photos: int, kinds: tuple[str, ...] = ("disc", "stripes"), seed: int = 0) -> Path:
+    """Write JPEGs of 40 x 32 pixels into a folder a kind: one shape each ("disc", "ring", "stripes" or "checks"), anywhere, on noise."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng([seed, len(kinds)])
+    y, x = np.mgrid[:32, :40]
+    for index in range(num_photos):
+        kind = kinds[index % len(kinds)]
+        middle_x, middle_y, size = rng.uniform(12, 28), rng.uniform(12, 20), rng.uniform(7, 11)
+        distance = np.hypot(x - middle_x, y - middle_y)
+        inside = np.maximum(abs(x - middle_x), abs(y - middle_y)) < size
+        shape = {
+            "disc": distance < size,
+            "ring": (distance < size) & (distance > 0.6 * size),
+            "stripes": inside & ((x // 3) % 2 == 0),
+            "checks": inside & ((x // 3 + y // 3) % 2 == 0),
+        }[kind]
+        background, color = rng.uniform(0, 120, 3), rng.uniform(140, 255, 3)
+        pixels = np.where(shape[..., None], color, background) + rng.normal(0, 12, (32, 40, 3))
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / kind / f"{index}.jpg", quality=90)
+    return folder
+
+
+def save_image_checkpoint(folder: Path, config: Any, size: int) -> Path:
+    """Save a random image encoder of a config, without a classifier, with a processor that resizes to `size` pixels."""
+    import torch
+    from transformers import AutoModel
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    from hf_transfer.models.build import quiet_loading
+
+    torch.manual_seed(1234)
+    with quiet_loading():
+        AutoModel.from_config(config).save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_vit(folder: Path, **settings: object) -> Path:
+    """Save a random two-block ViT of width 32 for images of 16 x 16 pixels."""
+    from transformers import ViTConfig
+
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 16,
+        "patch_size": 4,
+    }
+    return save_image_checkpoint(folder, ViTConfig(**(shape | settings)), 16)
+
+
+def save_tiny_resnet(folder: Path) -> Path:
+    """Save a random ResNet of two stages for images of 32 x 32 pixels: a CNN with batch norms."""
+    from transformers import ResNetConfig
+
+    shape: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+    return save_image_checkpoint(folder, ResNetConfig(**shape), 32)
+
+
 def save_byte_level_tokenizer(folder: Path, like: str) -> None:
     """Save a byte-level tokenizer that keeps a word's blank with it, as "roberta" or as "modernbert" come."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -141,6 +204,21 @@ def tokenizer_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of a tiny random BERT encoder without a classifier."""
     return save_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a tiny random ViT without a classifier."""
+    return save_tiny_vit(tmp_path_factory.mktemp("checkpoints") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with train (90 photos of discs, stripes and rings) and test (31)."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed, (split, num_photos) in enumerate((("train", 90), ("test", 31))):
+        make_photos(folder / split, num_photos, ("disc", "stripes", "ring"), seed)
+    return folder
 
 
 @pytest.fixture(scope="session")

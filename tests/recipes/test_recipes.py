@@ -16,8 +16,8 @@ from tests.conftest import make_rows, write_csv
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 ARMS = ["scratch", "head", "lora", "full"]
-RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS}
-ON_TWO_PROCESSES = ("newsgroups", "ner")
+RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS, "vit": [*ARMS, "top"], "image": ARMS}
+ON_TWO_PROCESSES = ("newsgroups", "ner", "vit")
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
@@ -30,7 +30,9 @@ def launched(recipe: str, num_processes: int, *words: object) -> subprocess.Comp
 
 
 @pytest.fixture(scope="module")
-def datasets(topics_folder: Path, names_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
+def datasets(
+    topics_folder: Path, names_folder: Path, photos_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[object]]:
     """Give the flags that name each recipe's data."""
     pairs = tmp_path_factory.mktemp("pairs")
     for split, num_rows in (("train", 60), ("test", 31)):
@@ -45,28 +47,38 @@ def datasets(topics_folder: Path, names_folder: Path, tmp_path_factory: pytest.T
         "sentiment": ["--dataset", topics_folder],
         "ner": ["--dataset", names_folder],
         "text": ["--dataset", pairs, "--columns", "text=first", "text_pair=second", "label=same"],
+        "vit": ["--dataset", photos_folder, "--columns", "image=image"],
+        "image": ["--dataset", photos_folder],
     }
 
 
 @pytest.fixture(scope="module")
-def flags(tiny_bert: Path, datasets: dict[str, list[object]]) -> dict[str, list[object]]:
+def flags(tiny_bert: Path, tiny_vit: Path, datasets: dict[str, list[object]]) -> dict[str, list[object]]:
     # 33 training rows: the last update of an epoch holds one row, fewer than two processes, and one of them forwards a filler.
     # Dropout is off: its masks follow the micro-batches, which differ between one process and two. Sentences are read in windows.
-    shape = "--budgets 41 --batch-size 8 --epochs 2 --precision fp32 --set training.dropout=0 training.class_weights=balanced"
+    shape = "--budgets 41 --batch-size 8 --epochs 2 --precision fp32 --set training.dropout=0"
+    length: list[object] = ["--max-length", 32]
     own = {
         "newsgroups": [
             "arms.top.num_blocks=1",
             "training.label_smoothing=0.1",
             "training.sampling=balanced",
             "training.class_weights={boats: 3}",
+            "arms.full.gradual_unfreezing=0.5",
+            "arms.full.layer_decay=0.8",
+            "arms.top.l2_sp=0.1",
         ],
-        "sentiment": [],
-        "ner": ["task.loss_per=row", "task.max_length=12"],
-        "text": [],
+        "sentiment": ["training.class_weights=balanced"],
+        "ner": ["training.class_weights=balanced", "task.loss_per=row", "task.max_length=12", "training.focal_gamma=2"],
+        "text": ["training.class_weights=balanced"],
+        "vit": ["arms.top.num_blocks=1", "task.augmentation.mixup=0.2", "task.augmentation.cutmix=1", "training.micro_batch_tokens=48"],
+        "image": ["training.class_weights=balanced", "task.augmentation.erasing=0.5", "training.num_workers=2"],
+    }
+    checkpoints = {
+        recipe: ["--checkpoint", tiny_vit] if recipe in ("vit", "image") else ["--checkpoint", tiny_bert, *length] for recipe in RECIPES
     }
     return {
-        recipe: [*datasets[recipe], "--checkpoint", tiny_bert, "--max-length", 32, "--arms", *arms, *shape.split(), *own[recipe]]
-        for recipe, arms in RECIPES.items()
+        recipe: [*datasets[recipe], *checkpoints[recipe], "--arms", *arms, *shape.split(), *own[recipe]] for recipe, arms in RECIPES.items()
     }
 
 
