@@ -140,6 +140,8 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
     Raises:
         ConfigError: A flag cannot be meant.
     """
+    if flags.max_length is not None and not hasattr(recipe.task, "max_length"):
+        raise ConfigError("--max-length is for texts, this recipe reads images: leave it out (the checkpoint says their size)")
     changes: dict[str, Any] = {}
     if flags.embedded:
         changes["checkpoint"] = EMBEDDED_CHECKPOINTS[recipe.task.kind]
@@ -183,7 +185,7 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
         metavar="ROWS",
         help="labelled rows an arm may use, for training and validation together; default all",
     )
-    what.add_argument("--checkpoint", metavar="ID_OR_FOLDER", help="pretrained checkpoint instead of the recipe's")
+    what.add_argument("--checkpoint", metavar="ID_OR_FOLDER", help="pretrained checkpoint instead of the recipe's; a run's model, too")
     what.add_argument(
         "--embedded",
         action="store_true",
@@ -193,7 +195,7 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     data.add_argument(
         "--dataset",
         metavar="ID_OR_PATH",
-        help="Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL) or folder of train / validation / test files",
+        help="Hub id, file (CSV, TSV, JSONL, JSON, Parquet, CoNLL), folder of train / validation / test files, or of images (CLASS/x.png)",
     )
     data.add_argument("--dataset-config", metavar="C", help="configuration of a Hub dataset")
     data.add_argument("--columns", nargs="+", action="extend", metavar="ROLE=COLUMN", help="columns by role: text=review label=stars")

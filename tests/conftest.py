@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import csv
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ TOPICS = {
     "bread": "flour oven yeast crust dough loaf knead rise bake grain",
     "chess": "pawn queen knight rook castle check mate board clock opening",
 }
+Run = Callable[..., tuple[int, str, str]]
+
 FILLERS = ["the", "a", "and", "of", "with", "my", "is", "was", "not", "very", "we", "you", "they", "this", "that", "for"]
 
 
@@ -237,3 +240,32 @@ def names_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "train.jsonl", make_sentences(60, seed=1))
     write_jsonl(folder / "test.jsonl", make_sentences(31, seed=2))
     return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give a function that runs `hf-transfer` in an empty folder -> (exit code, standard output, standard error)."""
+    from hf_transfer import cli
+
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.run_cli([str(word) for word in words])
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """Check that a command ended as a user's mistake does, and give its sentence."""
+    code, out, err = result
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if not line.startswith("the Hub does not answer")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    assert out == ""
+    assert list(Path.cwd().iterdir()) == [], "nothing is written"
+    return lines[0]

@@ -4,7 +4,6 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -15,35 +14,7 @@ import hf_transfer as ht
 from hf_transfer import cli
 from hf_transfer import flags as flags_module
 from hf_transfer.data import hub
-from tests.conftest import make_rows, make_sentences, save_tiny_bert, write_csv, write_jsonl
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Give a function that runs `hf-transfer` in an empty folder -> (exit code, standard output, standard error)."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            cli.run_cli([str(word) for word in words])
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out, printed.err
-
-    return call
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    code, out, err = result
-    assert code == 2, err
-    lines = [line for line in err.splitlines() if not line.startswith("the Hub does not answer")]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    assert out == ""
-    assert list(Path.cwd().iterdir()) == [], "nothing is written"
-    return lines[0]
+from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_bert, write_csv, write_jsonl
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
         split_names: Folder name -> split.
 
     Returns:
-        Split -> dataset of `image` (a path) and `label` (a ClassLabel of the folders' names, sorted), and sentences about files that
-        were not read.
+        Split -> dataset of `image` (a path from `folder`) and `label` (a ClassLabel of the folders' names, sorted), and sentences about
+        files that were not read.
 
     Raises:
         DataError: An image lies in no class folder, a class has none, or splits stand beside classes.
@@ -50,7 +50,9 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
     classes = sorted({name for images in found.values() for _, name in images})
     features = Features({"image": Value("string"), "label": ClassLabel(names=classes)})
     splits = {
-        split: Dataset.from_dict({"image": [str(path) for path, _ in images], "label": [name for _, name in images]}, features=features)
+        split: Dataset.from_dict(
+            {"image": [str(path.relative_to(folder)) for path, _ in images], "label": [name for _, name in images]}, features=features
+        )
         for split, images in found.items()
     }
     return splits, _tell(folder, strays)
@@ -59,9 +61,7 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
 def _images_of(root: Path, strays: list[Path]) -> Iterable[tuple[Path, str]]:
     """Yield (file, class); what is no image joins `strays`."""
     if loose := sorted(path.name for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()):
-        raise DataError(
-            f"{len(loose)} images lie in {root} itself ({listed(loose, 3)}), in no class's folder: expected {root.name}/CLASS/image.png"
-        )
+        raise DataError(f"images lie in {root} itself ({listed(loose, 3)}) and in no class's folder: expected {root.name}/CLASS/image.png")
     strays += [path for path in root.iterdir() if path.is_file()]
     for folder in _folders_of(root):
         files = sorted(path for path in folder.rglob("*") if path.is_file())

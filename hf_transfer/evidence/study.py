@@ -15,6 +15,7 @@ from hf_transfer.errors import ConfigError, first_line
 from hf_transfer.evaluation.metrics import METRICS, Metrics
 from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
+from hf_transfer.models.checkpoint import Checkpoint
 from hf_transfer.models.saved import open_base
 from hf_transfer.models.tuning import apply_tuning, depths_of, trainable_batch_norms
 from hf_transfer.recipe import Arm, Recipe
@@ -134,7 +135,7 @@ def prepare_study(
     if isinstance(recipe.training.class_weights, dict):
         task.weights_by_class(recipe.training.class_weights, labels)
     corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
-    notices = source.notices + task.check_labels(corpus, labels)
+    notices = source.notices + _describe_chain(checkpoint) + task.check_labels(corpus, labels)
     if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
         raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
     for budget in budgets:
@@ -242,6 +243,12 @@ def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str | None) 
     if arm.layer_decay is not None or arm.gradual_unfreezing is not None:
         depths_of(model, architecture.head)
     return model
+
+
+def _describe_chain(checkpoint: Checkpoint) -> list[str]:
+    """Tell which trainings of this package made a checkpoint."""
+    links = [f"{link['arm']} on {link['dataset']} ({link['train_rows']:,} rows)" for link in checkpoint.chain]
+    return [f"the checkpoint was trained before: {', then '.join(links)}"] if links else []
 
 
 def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:

@@ -102,8 +102,12 @@ class Findings:
             lines.append(("arms" if index == 0 else "", text))
         available = device_memory_bytes(study.accelerator) / 2**30
         where = f"{study.accelerator.device.type} with {available:.0f} GiB"
-        later = "" if on_gpu else f"; a long run comes to hold {CPU_KERNELS / 2**30:.1f} GiB more (kernels for batches of each shape)"
-        lines.append(("memory", f"at {study.max_tokens:,} padded tokens a micro-batch, on this {where}{later}"))
+        # Images have all one shape, and two kernels.
+        varies = len(set(study.train.layout.lengths.tolist())) > 1
+        later = f"; a long run comes to hold {CPU_KERNELS / 2**30:.1f} GiB more (kernels for batches of each shape)"
+        unit = "patches" if study.task.READS_FILES else "padded tokens"
+        text = f"at {study.max_tokens:,} {unit} a micro-batch, on this {where}{later if varies and not on_gpu else ''}"
+        lines.append(("memory", text))
         return lines
 
 
