@@ -1,5 +1,6 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +46,15 @@ def run(
     plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
 
     from hf_transfer.evidence.grid import run_grid
+    from hf_transfer.publish.card import write_card
 
     folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
     run_grid(recipe, *plan, folder, local_files_only=_cache_only(recipe))
-    return Comparison(folder)
+    comparison = Comparison(folder)
+    if os.environ.get("RANK", "0") == "0":
+        for cell in comparison.cells():
+            write_card(cell)
+    return comparison
 
 
 def validate(
@@ -122,9 +128,12 @@ class Comparison:
         """Give the comparison as text: scores, gains over scratch, cost, and which arm to ship."""
         from hf_transfer.evidence.table import render_table
 
+        return render_table(self.values, [read_json(cell / RESULT_FILE) for cell in self.cells()])
+
+    def cells(self) -> list[Path]:
+        """Give the folder of each arm, budget and seed."""
         run = read_yaml(self.folder / RECIPE_FILE)["run"]
-        cells = [cell_folder(self.folder, arm, budget, seed) for budget in run["budgets"] for arm in run["arms"] for seed in run["seeds"]]
-        return render_table(self.values, [read_json(cell / RESULT_FILE) for cell in cells])
+        return [cell_folder(self.folder, arm, budget, seed) for budget in run["budgets"] for arm in run["arms"] for seed in run["seeds"]]
 
     def best(self, base: str | None = None) -> "Model":
         """Give the model of the recommended arm, budget and seed."""

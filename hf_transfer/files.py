@@ -22,6 +22,7 @@ RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.parquet"
 MODEL_FOLDER = "model"
 SIDECAR_FILE = "hf_transfer.json"
+CARD_FILE = "README.md"
 
 
 def cell_folder(run_folder: Path, arm: str, budget: int | str, seed: int) -> Path:

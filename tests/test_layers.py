@@ -72,6 +72,11 @@ def test_a_wrong_import_is_found(tmp_path: Path) -> None:
     assert wrong_imports(bad, ORDER.index("evidence")) == []
 
 
+def test_publish_reads_run_folders_and_knows_nothing_of_evidence() -> None:
+    for path in (PACKAGE / "publish").glob("*.py"):
+        assert not [name for name in imported(path) if name.startswith("hf_transfer.evidence")], path
+
+
 def test_siblings_import_downward_only() -> None:
     for folder in (path for path in PACKAGE.iterdir() if path.is_dir() and path.name in ORDER):
         graph = {

@@ -27,17 +27,17 @@ def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Iter
         count: How many.
         num_workers: Processes that stay two results ahead each; 0 makes each when it is asked for.
     """
+    # Forked workers share the data's memory; where a system cannot fork, it would have to be pickled for each of them.
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
     # A few are made sooner than a process starts.
-    if num_workers == 0 or count <= 2 * num_workers:
+    if num_workers == 0 or count <= 2 * num_workers or not can_fork:
         yield from map(make, range(count))
         return
-    # Forked workers share the data's memory and need not pickle it.
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(
         _Made(make, count),
         batch_size=None,
         num_workers=num_workers,
-        multiprocessing_context="fork" if can_fork else None,
+        multiprocessing_context="fork",
         # Its own, or it would draw from the global generator, which dropout uses.
         generator=torch.Generator(),
     )

@@ -14,7 +14,7 @@ from hf_transfer.task_configs import Augmentation
 
 BILINEAR = Image.Resampling.BILINEAR
 TRIES = 10
-"""Rectangles drawn before the whole image is taken: most shapes fit, as in torchvision and timm."""
+"""Rectangles drawn before the whole image is taken, as the evaluation of most processors takes it."""
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], least: float, resample: int, rng: np.random.Generator) -> Image.Image:

@@ -1,6 +1,6 @@
 """A folder of images in a folder a class, or of such folders called train, validation and test."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
@@ -12,8 +12,8 @@ NOT_WORTH_TELLING = ("thumbs.db", "desktop.ini")
 
 
 def holds_image_folders(folder: Path) -> bool:
-    """Say whether an image lies in the folder, or in a folder of it, or one deeper."""
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))
+    """Say whether an image lies in the folder or below it."""
+    return any(_is_image(path) for path in _files_of(folder))
 
 
 def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dict[str, Dataset], list[str]]:
@@ -46,6 +46,7 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
     for split, root in {split: path for path, split in named.items()}.items() if named else [("train", folder)]:
         found[split] = list(_images_of(root, strays))
     if named:
+        _refuse_loose(folder)
         strays += [path for path in folder.iterdir() if path.is_file()]
     classes = sorted({name for images in found.values() for _, name in images})
     features = Features({"image": Value("string"), "label": ClassLabel(names=classes)})
@@ -60,12 +61,11 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
 
 def _images_of(root: Path, strays: list[Path]) -> Iterable[tuple[Path, str]]:
     """Yield (file, class); what is no image joins `strays`."""
-    if loose := sorted(path.name for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()):
-        raise DataError(f"images lie in {root} itself ({listed(loose, 3)}) and in no class's folder: expected {root.name}/CLASS/image.png")
+    _refuse_loose(root)
     strays += [path for path in root.iterdir() if path.is_file()]
     for folder in _folders_of(root):
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+        files = sorted(_files_of(folder))
+        images = [path for path in files if _is_image(path)]
         strays += [path for path in files if path not in set(images)]
         if not images:
             raise DataError(f"class folder {folder} holds no image ({listed(IMAGE_SUFFIXES)}): fill it, or remove it")
@@ -83,3 +83,22 @@ def _tell(folder: Path, strays: list[Path]) -> list[str]:
     if not told:
         return []
     return [f"{len(told)} file{'s are' if len(told) > 1 else ' is'} no image by name and not read: {listed(told, 5)}"]
+
+
+def _refuse_loose(root: Path) -> None:
+    """Refuse images that lie beside the folders they should lie in."""
+    if loose := sorted(path.name for path in root.iterdir() if _is_image(path) and path.is_file()):
+        raise DataError(f"images lie in {root} itself ({listed(loose, 3)}) and in no class's folder: expected {root.name}/CLASS/image.png")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and below, but for those in hidden folders."""
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+    for inner in _folders_of(folder):
+        yield from _files_of(inner)

@@ -46,7 +46,7 @@ class Picture:
 
 
 def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
-    """Decode an image of any mode as a person sees it: upright by its EXIF, transparent parts on white, 16 bits scaled down to 8.
+    """Decode an image of any mode as a person sees it.
 
     Args:
         data: A file's bytes (PNG, JPEG, TIFF, WebP, ...); of several frames the first is taken.
@@ -56,7 +56,19 @@ def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
         ValueError: Its pixels mean nothing we know (floats, or integers of more than 16 bits).
         Exception: What Pillow raises on a damaged file, of many kinds.
     """
-    opened = Image.open(BytesIO(data))
+    return as_seen(Image.open(BytesIO(data)), num_channels)
+
+
+def as_seen(opened: Image.Image, num_channels: int = 3) -> Image.Image:
+    """Give an image of any mode as a person sees it: upright by its EXIF, transparent parts on white, 16 bits scaled down to 8.
+
+    Args:
+        opened: Loaded or not.
+        num_channels: 3 for RGB, 1 for grey.
+
+    Raises:
+        ValueError: Its pixels mean nothing we know.
+    """
     opened.load()
     image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
@@ -154,7 +166,7 @@ def _named_reader(split: str, dataset: Dataset, row: int, root: Path | None) -> 
     if isinstance(held, bytes):
         return f"{split} row {row}", functools.partial(_bytes_of, dataset, row)
     if not isinstance(path, str) or not path:
-        found = "nothing" if value is None else type(value).__name__
+        found = "nothing" if value in (None, "") or isinstance(value, dict) else type(value).__name__
         raise DataError(
             f"{split} row {row}: expected an image (encoded, or the path of its file) in the image column, found {found}: "
             f"name another column; there are {listed(dataset.column_names)}"

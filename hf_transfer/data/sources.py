@@ -140,7 +140,9 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
 
 def _is_image_folder(folder: Path) -> bool:
     """Say whether a folder holds images and no table, whose rows may name them."""
-    return not any(_split_file(path) for path in folder.iterdir()) and holds_image_folders(folder)
+    # A train.txt beside the folder train lists its files, as many image collections do.
+    is_table = any(_split_file(path) and path.suffix.lower() != ".txt" for path in folder.iterdir())
+    return not is_table and holds_image_folders(folder)
 
 
 def _read_image_folder(folder: Path) -> Source:

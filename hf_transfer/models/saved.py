@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
 from hf_transfer.errors import CheckpointError, TransferError
-from hf_transfer.files import RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
+from hf_transfer.files import CARD_FILE, RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
 from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,
@@ -74,7 +74,7 @@ def save_model(model: nn.Module, processor: Any, sidecar: Sidecar, folder: Path)
                 adapter.base_model_name_or_path = sidecar.base_checkpoint
                 adapter.revision = sidecar.base_revision
             model.save_pretrained(temporary, save_embedding_layers=False)
-            (temporary / "README.md").unlink(missing_ok=True)
+            (temporary / CARD_FILE).unlink(missing_ok=True)
         else:
             with quiet_loading():
                 model.save_pretrained(temporary)

@@ -252,15 +252,23 @@ def _targets(model: nn.Module, targets: str | list[str], excluded: str) -> str |
         raise CheckpointError(
             f"LoRA target_modules: '{targets}' is no regular expression ({error}): name modules in a list instead"
         ) from None
-    leaves = {name.rpartition(".")[2] for name, module in outside.items() if isinstance(module, nn.Linear)}
-    for target in [targets] if isinstance(targets, str) else targets:
-        if not any(_matches(target, name, is_pattern=isinstance(targets, str)) for name in outside):
-            raise CheckpointError(
-                f"LoRA target_modules: '{target}' matches no module outside the head; Linear modules are called {listed(sorted(leaves))}"
-                f"{did_you_mean(target, leaves)}"
-            )
+    # What can be adapted, and what it is called where a target matches nothing.
+    kind = next((kind for kind in (nn.Linear, nn.Conv2d) if any(isinstance(module, kind) for module in outside.values())), nn.Linear)
+    leaves = sorted({name.rpartition(".")[2] for name, module in outside.items() if isinstance(module, kind)})
+    called = f"{kind.__name__} modules are called {listed(leaves)}"
     if not targets:
-        raise CheckpointError(f"LoRA target_modules is empty: name modules ({listed(sorted(leaves))}) or '{ALL_LINEAR}'")
+        raise CheckpointError(f"LoRA target_modules is empty: name modules ({called}) or '{ALL_LINEAR}'")
+    for target in [targets] if isinstance(targets, str) else targets:
+        matched = [name for name in outside if _matches(target, name, is_pattern=isinstance(targets, str))]
+        if not matched:
+            raise CheckpointError(
+                f"LoRA target_modules: '{target}' matches no module outside the head; {called}{did_you_mean(target, leaves)}"
+            )
+        if grouped := [name for name in matched if isinstance(outside[name], nn.Conv2d) and outside[name].groups > 1]:
+            raise CheckpointError(
+                f"LoRA target_modules: '{target}' matches the grouped convolution {grouped[0]}, whose adapter could not be merged: name "
+                "ungrouped ones"
+            )
     return targets
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, PretrainedConfig
 
 from hf_transfer.data.augmentation import change_image, erase, mix, random_crop
 from hf_transfer.data.image_folder import IMAGE_SUFFIXES
-from hf_transfer.data.images import Picture, check_images, read_pictures
+from hf_transfer.data.images import Picture, as_seen, check_images, read_pictures
 from hf_transfer.data.labels import read_labels
 from hf_transfer.data.roles import Examples
 from hf_transfer.data.sources import Source, select_roles
@@ -221,10 +221,13 @@ def _reader(index: int, value: Any) -> tuple[str, Callable[[], bytes]]:
     if isinstance(value, bytes):
         return f"the image at position {index}", functools.partial(bytes, value)
     if isinstance(value, Image.Image):
-        file = io.BytesIO()
-        # Pillow's own modes that PNG cannot hold are few, TIFF has them all.
-        value.save(file, "TIFF")
-        return f"the image at position {index}", file.getvalue
+        return f"the image at position {index}", functools.partial(_encoded, value)
     raise ConfigError(
         f"predict takes a list of images (paths, encoded images or Pillow images), found {type(value).__name__} at position {index}"
     )
+
+
+def _encoded(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    as_seen(image).save(file, "PNG")
+    return file.getvalue()

@@ -15,6 +15,8 @@ from hf_transfer.errors import CheckpointError, first_line, listed
 PROCESSOR_FILE = "preprocessor_config.json"
 REFERENCE_PATCH = 16
 """Side of the patches by which an image costs, for models that know none."""
+UNSCALED = {"do_rescale": False, "do_normalize": False, "include_top": False, "do_flip_channel_order": False}
+"""For an image that stays one of 8 bits and is processed again: EfficientNet scales twice, MobileViT turns RGB about."""
 SIZED = {"do_resize": False, "do_center_crop": False}
 """For an image that has the model's size already."""
 
@@ -44,14 +46,16 @@ class ImageProcessor:
     def resized(self, image: Image.Image) -> Image.Image:
         """Resize and crop an image to the model's size, still in 8 bits."""
         prepared = _as_array(image) if self.num_channels == 1 else image
-        made = self.processor([prepared], return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"][0]
+        settings = {name: value for name, value in UNSCALED.items() if hasattr(self.processor, name)}
+        made = self.processor([prepared], return_tensors="np", **settings)["pixel_values"][0]
         pixels = np.clip(np.round(made), 0, 255).astype(np.uint8)
         return Image.fromarray(pixels[0] if self.num_channels == 1 else pixels.transpose(1, 2, 0))
 
     @property
     def resample(self) -> int:
         """Pillow's number of the filter it resizes with."""
-        return int(getattr(self.processor, "resample", None) or Image.Resampling.BILINEAR)
+        number = getattr(self.processor, "resample", None)
+        return int(Image.Resampling.BILINEAR if number is None else number)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the processor as transformers does."""
@@ -72,8 +76,8 @@ def load_image_processor(folder: Path, name: str, config: PretrainedConfig) -> I
     transformers_logging.set_verbosity_error()
     try:
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(f"checkpoint {name} has no image processor that can be loaded: {first_line(error)}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"checkpoint {name} has no image processor that can be loaded: {first_line(error)[:300]}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
     num_channels = getattr(config, "num_channels", 3)
@@ -92,7 +96,10 @@ def load_image_processor(folder: Path, name: str, config: PretrainedConfig) -> I
             f"the image processor of checkpoint {name} gives images of several sizes ({found}), a batch needs one: set size to a height "
             f"and a width in its {PROCESSOR_FILE}"
         )
-    channels, height, width = shapes.pop()
+    shape = shapes.pop()
+    if len(shape) != 3:
+        raise CheckpointError(f"the image processor of checkpoint {name} gives no images but an array of {len(shape)} dimensions")
+    channels, height, width = shape
     if channels != num_channels:
         raise CheckpointError(f"checkpoint {name} reads images of {num_channels} channels, its processor gives {channels}")
     return ImageProcessor(processor, num_channels, height, width, _count_patches(config, height, width))

@@ -24,12 +24,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
 def image_of(pixels: list[object], mode: str) -> Image.Image:
     image = Image.new(mode, (len(pixels), 1))
     image.putdata(pixels)
-    return image
-
-
-def palette() -> Image.Image:
-    image = image_of([0, 1], "P")
-    image.putpalette([*RED, *BLUE])
+    if mode == "P":
+        image.putpalette([*RED, *BLUE])
     return image
 
 
@@ -39,11 +35,8 @@ def noise(seed: int = 0, size: tuple[int, int] = (32, 24)) -> Image.Image:
 
 def promising(width: int, height: int) -> bytes:
     """Write a PNG of some 70 bytes whose header promises any size."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(bytes(64))),
-        (b"IEND", b""),
-    ]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")]
     body = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -61,12 +54,10 @@ def read(folder: Path, files: dict[str, bytes | None]) -> list[Picture]:
     [
         pytest.param(encoded(image_of([0, 200], "L")), [BLACK, (200, 200, 200)], id="grey"),
         pytest.param(encoded(image_of([0, 255], "1")), [BLACK, WHITE], id="1-bit"),
-        pytest.param(encoded(palette()), [RED, BLUE], id="palette"),
-        pytest.param(encoded(palette(), transparency=1), [RED, WHITE], id="palette, one colour transparent"),
-        pytest.param(encoded(palette(), transparency=bytes([255, 128])), [RED, (127, 127, 255)], id="palette, one half transparent"),
+        pytest.param(encoded(image_of([0, 1], "P")), [RED, BLUE], id="palette"),
+        pytest.param(encoded(image_of([0, 1], "P"), transparency=1), [RED, WHITE], id="palette, one colour transparent"),
         pytest.param(encoded(image_of([RED, BLUE], "RGB"), transparency=BLUE), [RED, WHITE], id="RGB, one colour transparent"),
-        pytest.param(encoded(image_of([(*RED, 255), (*BLUE, 0)], "RGBA")), [RED, WHITE], id="RGBA"),
-        pytest.param(encoded(image_of([(*BLACK, 128), (*BLUE, 51)], "RGBA")), [(127, 127, 127), (204, 204, 255)], id="RGBA, veiled"),
+        pytest.param(encoded(image_of([(*RED, 0), (*BLUE, 51)], "RGBA")), [WHITE, (204, 204, 255)], id="RGBA"),
         pytest.param(encoded(image_of([(10, 255), (0, 0)], "LA")), [(10, 10, 10), WHITE], id="LA"),
         pytest.param(encoded(image_of([(0, 255, 255, 0), (0, 0, 0, 255)], "CMYK"), "TIFF"), [RED, BLACK], id="CMYK"),
         pytest.param(encoded(Image.fromarray(np.array([[32768, 65535]], np.uint16))), [(128, 128, 128), WHITE], id="16-bit PNG"),
@@ -85,13 +76,11 @@ def test_an_image_of_any_mode_looks_as_a_person_sees_it(data: bytes, expected: l
 def test_every_grey_of_16_bits_keeps_its_place() -> None:
     steps = np.arange(0, 65536, dtype=np.uint16)
     decoded = np.asarray(decode_image(encoded(Image.fromarray(steps.reshape(256, 256))), 1), dtype=int).ravel()
-    assert (np.diff(decoded) >= 0).all()
     assert np.abs(decoded - steps / 257).max() <= 0.5
 
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:
-    color = decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)).getpixel((8, 8))
-    assert np.allclose(color, RED, atol=6)
+    assert np.allclose(decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")).getpixel((8, 8)), RED, atol=6)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -136,15 +125,14 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
         (tmp_path / str(index)).write_bytes(data)
     absolute = [str(tmp_path / str(index)) for index in range(3)]
     feature = Features({"image": ImageFeature()})
-    columns: dict[str, tuple[Dataset, Path | None]] = {
+    columns = {
         "as the Hub has it": (Dataset.from_dict({"image": [{"bytes": data, "path": "x.png"} for data in held]}, features=feature), None),
         "paths the Hub's way": (Dataset.from_dict({"image": absolute}, features=feature), None),
         "struct": (Dataset.from_dict({"image": [{"bytes": data, "path": "gone.png"} for data in held]}), tmp_path / "elsewhere"),
         "struct of paths": (Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in "012"]}), tmp_path),
         "bytes": (Dataset.from_dict({"image": held}), None),
         "relative": (Dataset.from_dict({"image": list("012")}), tmp_path),
-        "absolute": (Dataset.from_dict({"image": absolute}), None),
-        "absolute beside": (Dataset.from_dict({"image": absolute}), tmp_path / "elsewhere"),
+        "absolute": (Dataset.from_dict({"image": absolute}), tmp_path / "elsewhere"),
     }
     names = {}
     for way, (dataset, root) in columns.items():
@@ -155,7 +143,7 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
         names[way] = pictures[1].name
     assert names["bytes"] == names["struct"] == names["as the Hub has it"] == "test row 1"
     assert names["relative"] == names["struct of paths"] == "1"
-    assert names["absolute"] == names["absolute beside"] == absolute[1]
+    assert names["absolute"] == absolute[1]
 
 
 @pytest.mark.parametrize(
@@ -165,10 +153,8 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
         ("empty.png", b"", "empty.png is empty"),
         ("half.jpg", encoded(noise(), "JPEG")[:700], "half.jpg is damaged or of an unknown kind .image file is truncated"),
         ("half.png", encoded(noise())[:1000], "half.png is damaged or of an unknown kind .image file is truncated"),
-        ("stump.png", encoded(noise())[:20], "stump.png is damaged"),
         ("text.jpg", b"I am no image.\n", "text.jpg is no image Pillow knows"),
         ("missing.png", None, "missing.png does not exist"),
-        ("folder/missing.png", None, "folder/missing.png does not exist"),
         ("bomb.png", promising(30_000, 30_000), r"bomb.png is too large \(.*900000000 pixels.*\): scale it down to 89,478,485 pixels"),
         ("large.png", promising(9_500, 9_500), r"large.png is too large \(.*90250000 pixels.*\): scale it down to 89,478,485 pixels"),
         ("larger.png", promising(13_300, 13_300), r"larger.png is too large \(.*176890000 pixels"),
@@ -181,9 +167,6 @@ def test_an_image_that_cannot_be_read_is_named_in_one_sentence(tmp_path: Path, n
     with pytest.raises(DataError, match=whole) as caught:
         read(tmp_path, {"good.png": encoded(noise()), name: data})
     assert "good.png" not in str(caught.value)
-    if data is not None:
-        with pytest.raises(DataError, match="train row 0 is "):
-            read_pictures("train", Dataset.from_dict({"image": [data]}), None)
 
 
 def test_bad_images_are_counted_and_the_first_three_named() -> None:
@@ -193,28 +176,19 @@ def test_bad_images_are_counted_and_the_first_three_named() -> None:
     assert check_images("old", []) == []
 
 
-@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (10_000, 10_000)])
-def test_an_image_that_grew_after_the_check_is_refused(width: int, height: int) -> None:
-    with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        Picture("", "", (1, 1), lambda: promising(width, height)).decode(3)
+HELD = {"bytes": encoded(noise()), "path": None}
 
 
-@pytest.mark.parametrize(
-    "dataset",
-    [
-        Dataset.from_dict({"image": [{"bytes": encoded(noise()), "path": None}, None]}, features=Features({"image": ImageFeature()})),
-        Dataset.from_dict({"image": [{"bytes": encoded(noise()), "path": None}, {"bytes": None, "path": None}]}),
-        Dataset.from_dict({"image": [encoded(noise()), None]}),
-        Dataset.from_dict({"image": ["a.png", None]}),
-        Dataset.from_dict({"image": ["a.png", ""]}),
-    ],
-    ids=["feature", "struct", "bytes", "path", "empty path"],
-)
-def test_a_row_without_an_image_is_named(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match=r"^train row 1: expected an image [^\n]* found (nothing|an empty [^\n]*): name another column"):
-        read_pictures("train", dataset, None)
+@pytest.mark.parametrize("column", [[HELD, None], [HELD, {"bytes": None, "path": None}], [HELD["bytes"], None], ["a", None], ["a", ""]])
+def test_a_row_without_an_image_is_named(column: list[object]) -> None:
+    dataset = Dataset.from_dict({"image": column, "other": ["x", "y"]})
+    for given in (dataset, dataset.cast_column("image", ImageFeature())):
+        with pytest.raises(
+            DataError, match=r"^train row 1: expected an image [^\n]*, found nothing: name another column; there are image, other$"
+        ):
+            read_pictures("train", given, None)
 
 
 def test_a_column_of_something_else_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^test row 0: expected an image .* found int: name another column; there are image, other$"):
+    with pytest.raises(DataError, match="^test row 0: expected an image .* found int: name another column; there are image, other$"):
         read_pictures("test", Dataset.from_dict({"image": [7], "other": ["x"]}), None)

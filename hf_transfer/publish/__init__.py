@@ -1,0 +1,1 @@
+"""What makes a run public: the card of each model. Reads run folders, and nothing that trained them."""

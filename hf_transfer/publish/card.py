@@ -1,0 +1,96 @@
+"""The card of a trained model, from its cell's folder: what it was trained on, chained from what, how it scores, how to use it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint, is_local_dataset
+from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RESULT_FILE, SIDECAR_FILE, read_json, write_text
+
+PIPELINES = {
+    "text-classification": "text-classification",
+    "token-classification": "token-classification",
+    "image-classification": "image-classification",
+}
+EXAMPLES = {
+    "text-classification": '["a text"]',
+    "token-classification": '["a sentence"]',
+    "image-classification": '["photo.jpg"]',
+}
+
+
+def write_card(cell: Path) -> None:
+    """Write `README.md` into the `model/` folder of a finished cell."""
+    result, sidecar = read_json(cell / RESULT_FILE), read_json(cell / MODEL_FOLDER / SIDECAR_FILE)
+    write_text(cell / MODEL_FOLDER / CARD_FILE, render_card(result, sidecar))
+
+
+def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
+    """Give a card as the Hub reads it: YAML about the model, then text for people.
+
+    Args:
+        result: What the cell's `result.json` holds.
+        sidecar: What its `hf_transfer.json` holds.
+    """
+    chain, kind = result["chain"], sidecar["task"]["kind"]
+    last = chain[-1]
+    data = ModelCardData(
+        library_name="peft" if last["tuning"] == "lora" else "transformers",
+        pipeline_tag=PIPELINES[kind],
+        base_model=_hub_id(last["checkpoint"], is_local_checkpoint),
+        datasets=[found for link in chain if (found := _hub_id(link["dataset"], is_local_dataset))] or None,
+        metrics=[name for name in result["metrics"]["test"] if not name.startswith("loss")],
+        tags=["transfer-learning", "hf-transfer-recipes"],
+    )
+    links = "\n".join(
+        f"| {number} | {link['checkpoint'] or 'random weights'} | {link['dataset']} | {link['num_labels']} | {link['train_rows']:,} | "
+        f"{link['arm']} ({link['tuning']}) |"
+        for number, link in enumerate(chain, 1)
+    )
+    scores = "\n".join(
+        f"| {name} | {value:.4f} |"
+        for name, value in result["metrics"]["test"].items()
+        if value is not None and name != "loss_standard_error"
+    )
+    cost = result["cost"]
+    return f"""---
+{data.to_yaml()}
+---
+
+# {last["arm"]} on {last["dataset"]}
+
+A {last["architecture"]} model for {kind.replace("-", " ")} into {len(sidecar["labels"])} labels: {", ".join(sidecar["labels"][:50])}
+{"and more" if len(sidecar["labels"]) > 50 else ""}
+
+## How it came about
+
+| training | started from | data | labels | rows | arm (tuning) |
+|---|---|---|---|---|---|
+{links}
+
+The last training took {cost["train_seconds"]:.0f} seconds ({cost["updates"]:,} updates, seed {result["seed"]}, budget {result["budget"]},
+{cost["trainable_parameters"]:,} of {cost["total_parameters"]:,} parameters) on {result["environment"]["device"]}.
+
+## Scores on {result["data"]["test_rows"]:,} test rows, read once
+
+| metric | value |
+|---|---|
+{scores}
+
+One training of one seed. Whether transfer helped, against the same architecture from random weights, stands in the run's comparison.
+
+## Use
+
+```python
+import hf_transfer as ht
+
+print(ht.load("FOLDER_OR_ID").predict({EXAMPLES[kind]}))
+```
+"""
+
+
+def _hub_id(name: str | None, is_local: Any) -> str | None:
+    """Give a name that the Hub knows, or None."""
+    return name if name and name.count("/") == 1 and not name.startswith(EMBEDDED) and not is_local(name) else None
