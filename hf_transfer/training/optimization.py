@@ -24,14 +24,16 @@ def build_optimizer(
         learning_rate: Peak.
         weight_decay: Of matrices and embeddings.
         depths: Depth of each parameter, from `models.tuning.depths_of`; needed with a layer decay.
-        layer_decay: Factor of the learning rate from each depth to the one before it; the deepest has the whole rate.
+        layer_decay: Factor of the learning rate from each trained depth to the one before it; the deepest has the whole rate.
         undecayed: Names of parameters that do not decay either.
     """
     members: dict[tuple[int, float], list[nn.Parameter]] = {}
-    deepest = max(depths.values()) if depths else 0
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # A fixed block (one that pools) is no step of the decay.
+    steps = sorted({depths[name] for name in trained}, reverse=True) if depths and layer_decay < 1 else []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            below = deepest - depths[name] if depths and layer_decay < 1 else 0
+        if name in trained:
+            below = steps.index(depths[name]) if depths and steps else 0
             decays = parameter.ndim >= 2 and name not in undecayed
             members.setdefault((below, weight_decay if decays else 0.0), []).append(parameter)
     groups = [

@@ -312,7 +312,7 @@ def test_what_stands_before_all_that_trains_drops_nothing(architectures: dict[st
         ("convnext", ["dwconv"], r"matches the grouped convolution .*dwconv, whose adapter could not be merged"),
         ("resnet", ["convolutoin"], r"Conv2d modules are called .*convolution.*; did you mean 'convolution'\?"),
         ("resnet", [], r"target_modules is empty: name modules \(Conv2d modules are called"),
-        ("vit", ["qery"], r"Linear modules are called .*did you mean 'query'\?"),
+        ("vit", ["q_prj"], r"Linear modules are called .*did you mean 'q_proj'\?"),
     ],
 )
 def test_a_lora_target_that_cannot_be_meant(architectures: dict[str, Architecture], name: str, targets: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import hf_transfer as ht
 from tests.conftest import make_rows, write_csv
@@ -18,6 +19,8 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 ARMS = ["scratch", "head", "lora", "full"]
 RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS, "vit": [*ARMS, "top"], "image": ARMS}
 ON_TWO_PROCESSES = ("newsgroups", "ner", "vit")
+ZERO = Image.fromarray(np.pad(np.full((4, 2), 0, np.uint8), ((1, 1), (1, 1)), constant_values=240)).resize((32, 32)).convert("RGB")
+"""A bright ring on black."""
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
@@ -150,27 +153,28 @@ def test_a_mistake_ends_with_code_2_and_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "metric", "least", "text", "label"),
+    ("name", "epochs", "metric", "least", "example", "label"),
     [
         ("newsgroups", 3, "accuracy", 0.4, "My telescope shows Saturn's rings, but the tripod shakes.", "astronomy"),
         ("sentiment", 2, "accuracy", 0.55, "A waste of money: it broke after a week and the support was useless.", "negative"),
         ("ner", 10, "f1", 0.15, "Maria Lopez moved from Lisbon to Oslo.", "location"),
+        ("vit", 2, "accuracy", 0.5, ZERO, "0"),
     ],
 )
-def test_the_embedded_data_read_whole(name: str, epochs: int, metric: str, least: float, text: str, label: str, tmp_path: Path) -> None:
+def test_the_embedded_data_read_whole(name: str, epochs: int, metric: str, least: float, example: Any, label: str, tmp_path: Path) -> None:
     """Each recipe's own `--embedded`, on the cheapest arm."""
     recipe = ht.load_recipe(name).override(
         {
             "data": {"source": f"embedded:{name}"},
-            "checkpoint": "embedded:all-MiniLM-L6-v2",
-            "task.max_length": 48,
+            "checkpoint": "embedded:vit-cifar10" if name == "vit" else "embedded:all-MiniLM-L6-v2",
             "arms.head.num_epochs": epochs,
+            **({"task.image": "image"} if name == "vit" else {"task.max_length": 48}),
         }
     )
     comparison = ht.run(recipe, arms=["head"], output_dir=tmp_path / "run")
     assert comparison.values["gains"] == []
     assert comparison.values["primary_metric"] == metric
     assert comparison.values["arms"][0]["mean"] > least
-    answer = comparison.best().predict([text])[0]
+    answer = comparison.best().predict([example])[0]
     found = [answer["label"]] if "label" in answer else [entity["label"] for entity in answer["entities"]]
     assert label in found
