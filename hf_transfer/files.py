@@ -40,14 +40,20 @@ def model_folder_of(folder: Path) -> Path:
     """Give the folder of a model: of a run the recommended one, of a cell its own; any other folder as it is.
 
     Raises:
-        RunFolderError: The run is unfinished.
+        RunFolderError: The run is unfinished, or its model was removed.
     """
     if (folder / COMPARISON_FILE).is_file():
         chosen = read_json(folder / COMPARISON_FILE)["recommendation"]
         folder = cell_folder(folder, chosen["arm"], chosen["budget"], chosen["seed"])
+        if not (folder / MODEL_FOLDER).is_dir():
+            raise RunFolderError(f"the run's recommended model is gone: expected {folder / MODEL_FOLDER}; give the folder of another cell")
     elif (folder / RECIPE_FILE).is_file():
         raise RunFolderError(f"the run in {folder} is unfinished: it has no {COMPARISON_FILE}; give the folder of a cell that is done")
-    return folder / MODEL_FOLDER if (folder / RESULT_FILE).is_file() else folder
+    if not (folder / RESULT_FILE).is_file():
+        return folder
+    if not (folder / MODEL_FOLDER).is_dir():
+        raise RunFolderError(f"{folder} has a {RESULT_FILE} and no {MODEL_FOLDER} folder: the model was removed")
+    return folder / MODEL_FOLDER
 
 
 def claim_run_folder(folder: Path) -> None:

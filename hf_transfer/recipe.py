@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from hf_transfer.checked import Count, Fraction, Given, NonNegative, Positive, config
 from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
-from hf_transfer.task_configs import ImageClassification, Task, TextClassification
+from hf_transfer.task_configs import AUGMENTATIONS, ImageClassification, Task, TextClassification
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # A folder of the run folder: without a dot it cannot be one of its files.
@@ -146,16 +146,16 @@ class TrainingConfig:
 
 
 def default_arms(kind: str = "text-classification") -> dict[str, Arm]:
-    """Give the four standard arms of a kind of task, with rates for a small encoder as in the recipes."""
+    """Give the four standard arms of a kind of task, with the recipes' rates: for a small text encoder, or a ViT-base."""
     # A head of one Linear, as token and image classifiers have, takes a higher rate than one with a pooler.
     head_rate = 1e-3 if kind == "text-classification" else 5e-3
     # Images are seen anew in every epoch.
-    scratch_epochs = 30 if kind == "image-classification" else 10
+    scratch_epochs, epochs, full_rate = (30, 10, 1e-4) if kind == "image-classification" else (10, 6, 2e-4)
     return {
         "scratch": Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=scratch_epochs),
         "head": Arm(tuning="head", learning_rate=head_rate, num_epochs=10),
-        "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=6),
-        "full": Arm(tuning="full", learning_rate=2e-4, num_epochs=6),
+        "lora": Arm(tuning="lora", learning_rate=1e-3, num_epochs=epochs),
+        "full": Arm(tuning="full", learning_rate=full_rate, num_epochs=epochs),
     }
 
 
@@ -254,7 +254,9 @@ def _set_at(values: dict[str, Any], path: str, value: Any) -> None:
         here = here[key]
     if not isinstance(here, dict):
         raise ConfigError(f"cannot set {path}: {'.'.join(parents)} is a plain value")
-    here[last] = value
+    # A name for some fields gives way to the fields, so that the next change may set one of them.
+    is_name = last == "augmentation" and isinstance(value, str) and value in AUGMENTATIONS
+    here[last] = dict(AUGMENTATIONS[value]) if is_name else value
 
 
 WHOLE_MAPPINGS = ("replace", "class_weights")

@@ -12,11 +12,11 @@ RECIPE = ht.Recipe(
     data=ht.DataConfig("uoft-cs/cifar10"),
     checkpoint="google/vit-base-patch16-224-in21k",
     arms={
-        "scratch": ht.Arm(init="scratch", tuning="full", learning_rate=5e-4, num_epochs=30),
+        "scratch": ht.Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=30),
         "head": ht.Arm(tuning="head", learning_rate=5e-3, num_epochs=10),
-        "top": ht.Arm(tuning="top", num_blocks=2, learning_rate=5e-4, num_epochs=10),
+        "top": ht.Arm(tuning="top", num_blocks=2, learning_rate=1e-4, num_epochs=10),
         "lora": ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=10),
-        "full": ht.Arm(tuning="full", learning_rate=2e-4, num_epochs=10),
+        "full": ht.Arm(tuning="full", learning_rate=1e-4, num_epochs=10),
     },
     training=ht.TrainingConfig(batch_size=32),
 )

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.conftest import Run, make_photos, refused, save_tiny_vit
@@ -123,6 +124,33 @@ def test_a_processor_and_a_checkpoint_that_disagree_in_size(run: Run, photos: Pa
 )
 def test_a_setting_that_cannot_be_meant(run: Run, tiny: Path, photos: Path, words: list[str], message: str) -> None:
     assert message in refused(run("run", "image", "--dataset", photos, "--checkpoint", tiny, *words))
+
+
+def test_an_augmentation_by_name_gives_way_to_one_field(run: Run, tiny: Path, photos: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", tiny, "--arms", "full", "--epochs", "1", "--output-dir", tmp_path / "run"]
+    code, _, err = run("run", "image", "--dataset", photos, *words, "--set", "task.augmentation=digits", "task.augmentation.mixup=0.2")
+    assert code == 0, err
+    augmentation = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["task"]["augmentation"]
+    assert (augmentation["rotation"], augmentation["flip"], augmentation["mixup"]) == (10, 0, 0.2)
+
+
+def test_the_embedded_digits_bring_an_augmentation_that_a_config_may_change(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: {augmentation: {zoom: 0.2}}")
+    for words, expected in (([], (0, 0.1)), (["--config", tmp_path / "mine.yaml"], (0, 0.2))):
+        folder = tmp_path / f"run-{len(words)}"
+        limits = ["--arms", "head", "--epochs", "1", "--budgets", "40", "--max-test-rows", "10", "--output-dir", folder]
+        code, _, err = run("run", "vit", "--embedded", *words, *limits)
+        assert code == 0, err
+        augmentation = yaml.safe_load((folder / "recipe.yaml").read_text())["task"]["augmentation"]
+        assert (augmentation["flip"], augmentation["zoom"]) == expected
+
+
+def test_a_run_whose_model_was_removed(run: Run, tiny: Path, photos: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", tiny, "--arms", "head", "--epochs", "1", "--output-dir", tmp_path / "run"]
+    assert run("run", "image", "--dataset", photos, *words)[0] == 0
+    shutil.rmtree(tmp_path / "run/head/budget-all/seed-0/model")
+    said = refused(run("run", "image", "--dataset", photos, "--checkpoint", tmp_path / "run"))
+    assert "the run's recommended model is gone: expected " in said
 
 
 def test_a_text_checkpoint_for_images_and_the_other_way_round(

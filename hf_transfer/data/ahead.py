@@ -1,11 +1,13 @@
 """Input made ahead of time, by worker processes, in order."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from hf_transfer.errors import TrainingError, first_line
 
 
 class _Made(Dataset[Any]):
@@ -19,16 +21,19 @@ class _Made(Dataset[Any]):
         return self._make(index)
 
 
-def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
+def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Generator[Any]:
     """Yield `make(0)` up to `make(count - 1)`, in order; what comes does not depend on the number of workers.
 
     Args:
         make: A pure function; its results are tensors and plain values, which pass from process to process.
         count: How many.
         num_workers: Processes that stay two results ahead each; 0 makes each when it is asked for.
+
+    Raises:
+        TrainingError: A worker was killed, for want of shared memory most often.
     """
-    # Forked workers share the data's memory; where a system cannot fork, it would have to be pickled for each of them.
-    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    # Forked workers share the data's memory, which would have to be pickled for each of them elsewhere.
+    can_fork = sys.platform == "linux"
     # A few are made sooner than a process starts.
     if num_workers == 0 or count <= 2 * num_workers or not can_fork:
         yield from map(make, range(count))
@@ -41,4 +46,12 @@ def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Iter
         # Its own, or it would draw from the global generator, which dropout uses.
         generator=torch.Generator(),
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a process that reads input ahead was killed ({first_line(error)}): set training.num_workers=0, or give the machine more "
+            "shared memory (in a container: --shm-size)"
+        ) from error

@@ -32,6 +32,9 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
     """
     folders = _folders_of(folder)
     named = {path: split_names[path.name.lower()] for path in folders if path.name.lower() in split_names}
+    if len(named) < len(folders) and not any(holds_image_folders(inner) for path in named for inner in _folders_of(path)):
+        # Among classes, a folder of images called train is one: buses, cars, trains.
+        named = {}
     if named and len(named) < len(folders):
         others = listed(path.name for path in folders if path not in named)
         raise DataError(
@@ -43,7 +46,7 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
         raise DataError(f"folder {folder} has several folders for one split: {listed(path.name for path in named)}; keep one")
     strays: list[Path] = []
     found: dict[str, list[tuple[Path, str]]] = {}
-    for split, root in {split: path for path, split in named.items()}.items() if named else [("train", folder)]:
+    for split, root in ((split, path) for path, split in named.items()) if named else [("train", folder)]:
         found[split] = list(_images_of(root, strays))
     if named:
         _refuse_loose(folder)
@@ -66,7 +69,7 @@ def _images_of(root: Path, strays: list[Path]) -> Iterable[tuple[Path, str]]:
     for folder in _folders_of(root):
         files = sorted(_files_of(folder))
         images = [path for path in files if _is_image(path)]
-        strays += [path for path in files if path not in set(images)]
+        strays += [path for path in files if not _is_image(path)]
         if not images:
             raise DataError(f"class folder {folder} holds no image ({listed(IMAGE_SUFFIXES)}): fill it, or remove it")
         yield from ((path, folder.name) for path in images)

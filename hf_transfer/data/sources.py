@@ -139,10 +139,13 @@ def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], opti
 
 
 def _is_image_folder(folder: Path) -> bool:
-    """Say whether a folder holds images and no table, whose rows may name them."""
+    """Say whether a folder holds folders of images, or images alone, and no table, whose rows may name them."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in DATA_SUFFIXES]
     # A train.txt beside the folder train lists its files, as many image collections do.
-    is_table = any(_split_file(path) and path.suffix.lower() != ".txt" for path in folder.iterdir())
-    return not is_table and holds_image_folders(folder)
+    if any(_split_file(path) and path.suffix.lower() != ".txt" for path in files):
+        return False
+    in_folders = any(holds_image_folders(inner) for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    return in_folders or (not files and holds_image_folders(folder))
 
 
 def _read_image_folder(folder: Path) -> Source:

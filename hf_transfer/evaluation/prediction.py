@@ -1,7 +1,7 @@
 """THE prediction loop: rows in, logits of their items out in the same order, on any number of processes, with or without references."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,8 @@ def predict_logits(
 
     model.eval()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    with torch.inference_mode(), autocast:
-        for positions, read_arguments in zip(pieces, make_ahead(read, len(pieces), num_workers), strict=True):
+    with torch.inference_mode(), autocast, closing(make_ahead(read, len(pieces), num_workers)) as made:
+        for positions, read_arguments in zip(pieces, made, strict=True):
             windows = [layout.windows[position] for position in positions]
             arguments = {name: tensor.to(device) for name, tensor in read_arguments.items()}
             logits = item_logits(model(**arguments).logits, windows)

@@ -266,7 +266,7 @@ def _describe_step(study: Study, arm_name: str, budget: Budget, seed: int, num_r
         "checkpoint_sha256": checkpoint.sha256 if is_pretrained else None,
         "architecture": study.architecture.config.model_type,
         "task": recipe.task.kind,
-        "dataset": Path(source).name if is_path else source,
+        "dataset": Path(source).expanduser().resolve().name if is_path else source,
         "num_labels": len(study.labels),
         "arm": arm_name,
         "tuning": arm.tuning,

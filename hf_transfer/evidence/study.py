@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_source
-from hf_transfer.errors import ConfigError, first_line
+from hf_transfer.errors import ConfigError, first_line, listed
 from hf_transfer.evaluation.metrics import METRICS, Metrics
 from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
@@ -147,8 +147,7 @@ def prepare_study(
     check_reading(architecture, recipe.task)
     max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
     if normed:
-        row_tokens = task.probe_windows(checkpoint.processor, recipe.task, 1)[0].num_tokens
-        max_tokens = check_batch_norm(recipe, normed[0], accelerator, max_tokens, row_tokens)
+        notices += check_batch_norm(recipe, normed, accelerator)
     num_workers = recipe.training.num_workers
     if num_workers is None:
         num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
@@ -198,36 +197,28 @@ def check_reading(architecture: Architecture, task: Task) -> None:
         raise ConfigError(f"checkpoint {checkpoint.name} {misfit}") from None
 
 
-def check_batch_norm(recipe: Recipe, arm: str, accelerator: Accelerator, max_tokens: int, row_tokens: int) -> int:
-    """Give the tokens of a micro-batch that holds each process's share of an update, as a batch norm that trains needs it.
+def check_batch_norm(recipe: Recipe, arms: Sequence[str], accelerator: Accelerator) -> list[str]:
+    """Refuse what batch norms that train cannot bear, and tell how they are trained: each process's share of an update at once.
 
-    Its statistics are those of a micro-batch: cut in several, or spread over processes that do not tell each other, it would be another
+    Their statistics are those of a micro-batch: cut in several, or spread over processes that do not tell each other, it would be another
     model.
 
     Args:
         recipe: What is trained.
-        arm: An arm whose batch norms train, to name.
+        arms: Names of the arms whose batch norms train.
         accelerator: Devices and processes.
-        max_tokens: What a micro-batch would hold otherwise.
-        row_tokens: What a row takes.
 
     Raises:
-        ConfigError: Processes on CPUs, which cannot share statistics; too few rows a process; or a smaller micro-batch was asked for.
+        ConfigError: Processes on CPUs, which cannot share statistics; or too few rows a process.
     """
     num_processes, batch_size = accelerator.num_processes, recipe.training.batch_size
-    what = f"arm {arm} trains batch norms"
+    what = f"arm {listed(arms)} trains batch norms"
     if num_processes > 1 and accelerator.device.type == "cpu":
         raise ConfigError(f"{what}, which torch cannot synchronise over {num_processes} CPU processes: run one, or leave the arm out")
     least = MIN_ROWS_TO_NORM * num_processes
     if batch_size < least:
         raise ConfigError(f"{what}, which need {MIN_ROWS_TO_NORM} rows a process: take a batch_size of {least} or more, found {batch_size}")
-    needed = -(-(batch_size + least - 1) // num_processes) * row_tokens
-    if recipe.training.micro_batch_tokens is not None and max_tokens < needed:
-        raise ConfigError(
-            f"{what}, which need an update's rows in one micro-batch: raise micro_batch_tokens to {needed:,} (found {max_tokens:,}), or "
-            "lower batch_size"
-        )
-    return max(max_tokens, needed)
+    return [f"{what}: each update is one micro-batch, whatever micro_batch_tokens says"]
 
 
 def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str | None) -> torch.nn.Module:

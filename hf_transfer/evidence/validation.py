@@ -1,5 +1,6 @@
 """What a run would do, without training: data, labels, lengths, checkpoint, arms and the memory they take."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from hf_transfer.evidence.study import Study, build_arm, prepare_study
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.memory import MemoryEstimate, estimate_memory
 from hf_transfer.models.pooling import read_pooling
-from hf_transfer.models.tuning import set_training_mode
+from hf_transfer.models.tuning import set_training_mode, trainable_batch_norms
 from hf_transfer.recipe import Arm, Recipe
 from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.device import device_memory_bytes, make_accelerator, process_memory_bytes
@@ -36,6 +37,8 @@ class ArmFindings:
     trainable_parameters: int
     total_parameters: int
     memory: MemoryEstimate
+    normed: bool
+    """Its batch norms train."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Findings:
         for index, found in enumerate(self.arms):
             updates = -(-largest // study.recipe.training.batch_size) * found.arm.num_epochs
             rows = None if study.task.MANY_ITEMS else study.recipe.training.batch_size
-            memory = found.memory.total(study.max_tokens, rows)
+            # An arm whose batch norms train takes an update at once.
+            memory = found.memory.total(sys.maxsize if found.normed else study.max_tokens, rows)
             if not on_gpu:
                 # The best state is kept in the host's memory.
                 memory += self.base_memory + CPU_GROWTH + 4 * found.trainable_parameters
@@ -158,4 +162,4 @@ def _arm_findings(study: Study, name: str) -> ArmFindings:
 
     row_tokens = study.task.probe_windows(study.architecture.checkpoint.processor, task, 1)[0].num_tokens
     memory = estimate_memory(model, loss_of, row_tokens, study.recipe.training.optimizer, on_gpu=study.accelerator.device.type != "cpu")
-    return ArmFindings(name, arm, *count_parameters(model), memory)
+    return ArmFindings(name, arm, *count_parameters(model), memory, normed=bool(trainable_batch_norms(model)))

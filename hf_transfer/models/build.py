@@ -23,6 +23,7 @@ from hf_transfer.models.pooling import (
     pools_the_mean,
     read_pooling,
     with_pooling_block,
+    without_pooling_block,
     write_pooling_block,
 )
 
@@ -70,6 +71,8 @@ def inspect(
     config = labelled_config(checkpoint.config, labels, dropout)
     if reads_texts_whole and (read_pooling(checkpoint.folder) is not None or has_pooling_block(checkpoint.folder)):
         return _inspect_sentence_encoder(checkpoint, auto_model, config)
+    if has_pooling_block(checkpoint.folder):
+        config = without_pooling_block(config, checkpoint.folder)
     return _inspect(checkpoint, auto_model, config)
 
 

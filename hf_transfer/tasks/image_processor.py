@@ -14,7 +14,7 @@ from hf_transfer.errors import CheckpointError, first_line, listed
 
 PROCESSOR_FILE = "preprocessor_config.json"
 REFERENCE_PATCH = 16
-"""Side of the patches by which an image costs, for models that know none."""
+"""Side of the patches by which an image costs, for models that have none or see them for a part of their depth."""
 UNSCALED = {"do_rescale": False, "do_normalize": False, "include_top": False, "do_flip_channel_order": False}
 """For an image that stays one of 8 bits and is processed again: EfficientNet scales twice, MobileViT turns RGB about."""
 SIZED = {"do_resize": False, "do_center_crop": False}
@@ -68,7 +68,7 @@ def load_image_processor(folder: Path, name: str, config: PretrainedConfig) -> I
     Raises:
         CheckpointError: There is none, or it does not give images of one size.
     """
-    if not (folder / PROCESSOR_FILE).is_file():
+    if not any((folder / name).is_file() for name in (PROCESSOR_FILE, "processor_config.json")):
         found = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise CheckpointError(f"checkpoint {name} has no image processor: expected {PROCESSOR_FILE}, the folder holds {found}")
     verbosity = transformers_logging.get_verbosity()
@@ -110,6 +110,8 @@ def _as_array(image: Image.Image) -> np.ndarray:
 
 
 def _count_patches(config: PretrainedConfig, height: int, width: int) -> int:
-    patch = getattr(config, "patch_size", None) or REFERENCE_PATCH
+    # Stages that shrink the image (Swin, ConvNeXt, MobileViT) see their small patches at the beginning only.
+    has_stages = hasattr(config, "depths") or hasattr(config, "hidden_sizes")
+    patch = (None if has_stages else getattr(config, "patch_size", None)) or REFERENCE_PATCH
     patch_height, patch_width = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     return max(1, (height // patch_height) * (width // patch_width))

@@ -63,7 +63,7 @@ class Draw:
 
     window: Any
     key: tuple[int, ...]
-    """(seed, epoch, row id)."""
+    """(seed, a constant, epoch, row id)."""
 
 
 EncodedRow = tuple[Window, ...]

@@ -10,6 +10,8 @@ from hf_transfer.evaluation.prediction import Collate, ItemLogits
 from hf_transfer.tasks.items import Draw, Layout
 from hf_transfer.training.plan import MicroBatch, UpdatePlan
 
+STREAM = 5
+"""Sets an image's random numbers apart from those of the plan, which begin with (seed, another number)."""
 Augment = Callable[[Sequence[Draw], Sequence[Draw]], tuple[dict[str, torch.Tensor], np.ndarray]]
 
 
@@ -50,16 +52,16 @@ class Read:
 
 def read_update(update: int, plan: UpdatePlan, batches: Batches, process: int) -> list[Read]:
     """Read one process's micro-batches of an update."""
-    return [_read(update, micro_batch, plan, batches) for micro_batch in plan.micro_batches(update, process)]
+    partner_of = {} if batches.augment is None else plan.partners_of(update)
+    return [_read(update, micro_batch, plan, batches, partner_of) for micro_batch in plan.micro_batches(update, process)]
 
 
-def _read(update: int, micro_batch: MicroBatch, plan: UpdatePlan, batches: Batches) -> Read:
+def _read(update: int, micro_batch: MicroBatch, plan: UpdatePlan, batches: Batches, partner_of: dict[int, int]) -> Read:
     layout = batches.layout
     items = np.concatenate([layout.items[window] for window in micro_batch.windows])
     labels, weights = torch.from_numpy(batches.labels[items]), torch.from_numpy(batches.weights[items])
     if batches.augment is None:
         return Read(micro_batch, batches.collate([layout.windows[window] for window in micro_batch.windows]), labels, weights)
-    partner_of = plan.partners_of(update)
     partners = [partner_of[window] for window in micro_batch.windows]
     own, others = ([_draw(update, window, plan, batches) for window in windows] for windows in (micro_batch.windows, partners))
     arguments, shares = batches.augment(own, others)
@@ -71,4 +73,4 @@ def _read(update: int, micro_batch: MicroBatch, plan: UpdatePlan, batches: Batch
 
 def _draw(update: int, window: int, plan: UpdatePlan, batches: Batches) -> Draw:
     row = int(batches.layout.row_of_window[window])
-    return Draw(batches.layout.windows[window], (plan.seed, plan.epoch_of(update), int(batches.row_ids[row])))
+    return Draw(batches.layout.windows[window], (plan.seed, STREAM, plan.epoch_of(update), int(batches.row_ids[row])))

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from hf_transfer.data.images import num_cores
 from hf_transfer.errors import ConfigError
 
 CPU_MICRO_BATCH_TOKENS = 1024
@@ -50,7 +51,7 @@ def default_micro_batch_tokens(accelerator: Accelerator) -> int:
 
 def default_num_workers(accelerator: Accelerator) -> int:
     """Give the processes that read images ahead for each training process: what cores are left over, one at least, eight at most."""
-    share = (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    share = num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     return min(8, max(1, share - 1))
 
 

@@ -4,6 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,8 +97,8 @@ def train(
     best = _BestState(trainable | batch_norm_statistics(unwrapped))
     epoch_loss = epoch_weight = 0.0
     read = functools.partial(read_update, plan=plan, batches=batches, process=accelerator.process_index)
-    updates = make_ahead(read, plan.num_updates, num_workers)
-    with Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
+    ahead = closing(make_ahead(read, plan.num_updates, num_workers))
+    with ahead as updates, Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
         for update in range(plan.num_updates):
             started = time.perf_counter()
             if update % plan.updates_per_epoch == 0:
@@ -108,6 +109,8 @@ def train(
             asked = time.perf_counter()
             micro_batches = next(updates)
             done.wait_seconds += time.perf_counter() - asked
+            if unfreezing is not None:
+                unfreezing.begin(update)
             loss = _forward_backward(model, micro_batches, plan, update, batches, accelerator)
             if unfreezing is not None:
                 unfreezing.hold_back(update)

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hf_transfer.models.tuning import trainable_batch_norms
+
 
 class Unfreezing:
     """Gradual unfreezing: the head trains from the start, blocks begin one after another, the last first.
 
     Howard & Ruder 2018, section 3.3 (https://arxiv.org/abs/1801.06146), with the blocks spread evenly over a share of the updates instead
     of one an epoch. A block held back gets its gradient taken away, so the optimizer neither moves nor decays it, on any number of
-    processes; forward and backward cost the same.
+    processes, and its batch norms run as at inference; forward and backward cost the same.
     """
 
     def __init__(self, model: nn.Module, depths: Mapping[str, int], num_updates: int, share: float) -> None:
@@ -31,6 +33,15 @@ class Unfreezing:
         self.begins = {name: begins[depths[name]] for name in trainable}
         """Parameter -> the update, from 0, with which it begins."""
         self._trainable = trainable
+        self._norms = [
+            (module, max(self.begins[f"{name}.{key}"] for key, parameter in module.named_parameters() if parameter.requires_grad))
+            for name, module in trainable_batch_norms(model).items()
+        ]
+
+    def begin(self, update: int) -> None:
+        """Put the batch norms of what has not begun at an update into eval mode, the others into train mode."""
+        for module, begins in self._norms:
+            module.train(update >= begins)
 
     def hold_back(self, update: int) -> None:
         """Take away the gradients of what has not begun at an update."""

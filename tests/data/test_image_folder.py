@@ -135,3 +135,17 @@ def test_the_embedded_digits_are_scikit_learns() -> None:
     assert {picture.size for picture in pictures} == {(8, 8)}
     for row in (0, 1436, 1437, 1796):
         assert np.abs(np.asarray(pictures[row].decode(1)) - digits.images[row] * 255 / 16).max() <= 0.5
+
+
+def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
+    """Vehicles, and parts that passed or failed: a folder of images is a class."""
+    for folder, classes in (("vehicles", ["bus", "car", "train"]), ("parts", ["invalid", "valid"])):
+        fill(tmp_path / folder, *(f"{name}/a.png" for name in classes))
+        assert load_source(str(tmp_path / folder)).splits["train"].features["label"].names == classes
+
+
+def test_a_table_beside_an_image_is_no_image_folder(tmp_path: Path) -> None:
+    fill(tmp_path, "plot.png")
+    (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
+    with pytest.raises(DataError, match="has no train file"):
+        load_source(str(tmp_path))

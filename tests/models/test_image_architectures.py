@@ -35,7 +35,7 @@ from hf_transfer.errors import CheckpointError, ConfigError
 from hf_transfer.evidence.study import build_arm, check_arm, check_reading
 from hf_transfer.files import MODEL_FOLDER, RECIPE_FILE, cell_folder, write_text
 from hf_transfer.models.build import Architecture, build_model, inspect, quiet_loading
-from hf_transfer.models.checkpoint import is_adapter, open_checkpoint, sha256_of_weights
+from hf_transfer.models.checkpoint import is_adapter, open_checkpoint
 from hf_transfer.models.saved import Sidecar, open_base, save_model
 from hf_transfer.models.tuning import depths_of, find_blocks, freeze_unused, plain_name, set_training_mode
 from hf_transfer.tasks import image_classification as images
@@ -256,7 +256,6 @@ def test_a_merged_adapter_is_a_checkpoint_of_its_own(
     assert before.keys() == after.keys()
     assert {key for key in before if not torch.equal(before[key], after[key])} == adapted | architecture.head
     first = checkpoint.sha256
-    sha256_of_weights.cache_clear()
     assert open_base(str(case.folder), images.load_processor).sha256 == first
     assert open_base(case.base, images.load_processor).sha256 != first
 

@@ -25,7 +25,7 @@ from hf_transfer.models.pooling import pools_the_mean, read_pooling
 from hf_transfer.models.saved import Sidecar, load_saved, save_model
 from hf_transfer.models.tuning import find_blocks, set_training_mode
 from hf_transfer.tasks.tokenizers import load_tokenizer
-from tests.conftest import save_tiny_bert
+from tests.conftest import make_rows, make_sentences, save_tiny_bert, write_csv, write_jsonl
 
 INPUTS = {
     "input_ids": torch.tensor([[2, 9, 10, 11, 3], [2, 12, 3, 0, 0]]),
@@ -182,3 +182,21 @@ def test_other_encoders_pool_where_their_blocks_are_built_alike(tmp_path: Path, 
     assert architecture.config.num_hidden_layers == 2 + (pooling is not None)
     assert not any(".layer." in name for name in architecture.head)
     build_arm(architecture, ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=1), 0, "SEQ_CLS")
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_words_are_read_below_the_block_of_a_chained_text_model(folder: Path, tuning: str, tmp_path: Path) -> None:
+    """Behind the block all tokens of a row are alike, so a model of words leaves it out."""
+    texts, sentences = (tmp_path / name for name in ("texts.csv", "sentences.jsonl"))
+    write_csv(texts, make_rows(60))
+    write_jsonl(sentences, make_sentences(40))
+    arm = {"arm": ht.Arm(tuning=tuning, learning_rate=1e-3, num_epochs=1)}
+    first = ht.Recipe("first", ht.TextClassification(max_length=16), ht.DataConfig(str(texts)), str(folder), arm)
+    ht.run(first, output_dir=tmp_path / "first")
+    second = ht.Recipe("second", ht.TokenClassification(max_length=16), ht.DataConfig(str(sentences)), str(tmp_path / "first"), arm)
+    ht.run(second, output_dir=tmp_path / "second")
+    saved = ht.load(tmp_path / "second").saved
+    assert saved.model.config.num_hidden_layers == 2
+    with torch.no_grad():
+        states = saved.model(**INPUTS, output_hidden_states=True).hidden_states[-1][0]
+    assert states.std(dim=0).mean() > 0.1, "tokens of a row differ"
