@@ -4,8 +4,8 @@
     accelerate launch recipes/image.py --dataset me/images --columns image=img label=kind --seeds 0 1 2
     hf-transfer new photos.py --from image                    # a recipe of your own, to edit
 
-The rates are first choices for a ViT-base; --embedded brings those of its small ViT. Images that a mirror or a crop would make something else (digits,
-signs) take --set task.augmentation=digits, or none.
+The rates are first choices for a ViT-base; --embedded brings those of its small ViT. Images that a mirror or a crop would make something
+else (digits, signs) take --set task.augmentation=digits, or none.
 """
 
 import hf_transfer as ht
