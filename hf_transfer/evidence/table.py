@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_transfer.evidence.cell import MIN_ROWS_TO_CHOOSE
+from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
 
 
 def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:

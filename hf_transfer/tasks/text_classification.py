@@ -16,7 +16,18 @@ from hf_transfer.data.sources import Source, select_roles
 from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
 from hf_transfer.task_configs import TextClassification
 from hf_transfer.tasks.items import EncodedRow, TextWindow, Window
-from hf_transfer.tasks.tokenizers import NO_LIMIT, Lengths, check_max_length, load_tokenizer, measure_lengths, most_tokens
+from hf_transfer.tasks.tokenizers import (
+    NO_LIMIT,
+    Lengths,
+    augmenter,
+    check_reach,
+    describe_misfit,
+    describe_reach,
+    load_tokenizer,
+    measure_lengths,
+)
+
+__all__ = ["augmenter", "check_reach", "describe_misfit", "describe_reach"]
 
 AUTO_MODEL = AutoModelForSequenceClassification
 PEFT_TASK_TYPE = "SEQ_CLS"
@@ -104,21 +115,6 @@ def load_processor(folder: Path, name: str, config: PretrainedConfig) -> PreTrai
     return load_tokenizer(folder, name, config)
 
 
-def check_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, task: TextClassification, name: str) -> None:
-    """Refuse a `max_length` beyond what the checkpoint says it can read.
-
-    Raises:
-        ConfigError: Says what it can.
-    """
-    check_max_length(tokenizer, config, task.max_length, name)
-
-
-def describe_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str:
-    """Say what the checkpoint reads."""
-    most = most_tokens(tokenizer, config)
-    return f", reads {most:,} tokens" if most else ""
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Any], task: TextClassification) -> list[EncodedRow]:
     """Turn texts or pairs into token ids, special tokens included, cut to `task.max_length` as `task.keep` says.
 
@@ -157,11 +153,6 @@ def probe_windows(tokenizer: PreTrainedTokenizerBase, task: TextClassification, 
     return [encode(tokenizer, ["a " * task.max_length], task)[0][0]] * num_windows
 
 
-def describe_misfit(task: TextClassification, tokenizer: PreTrainedTokenizerBase, reason: str) -> str:
-    """Say why a model cannot read `probe_windows`, and what to do."""
-    return f"cannot read max_length {task.max_length} tokens ({reason}): lower --max-length"
-
-
 def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: TextClassification) -> Lengths:
     """Measure texts before any is cut."""
     kept = "both ends" if task.keep == "both" else f"the {task.keep}"
@@ -171,10 +162,6 @@ def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: Tex
 def item_shares(num_items: np.ndarray, task: TextClassification) -> np.ndarray:
     """Give what each item of a row counts by its row, (B,): 1."""
     return np.ones(len(num_items))
-
-
-def augmenter(tokenizer: PreTrainedTokenizerBase, task: TextClassification) -> None:
-    """Texts are not augmented."""
 
 
 def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:

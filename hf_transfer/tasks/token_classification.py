@@ -20,8 +20,19 @@ from hf_transfer.data.tags import OUTSIDE, find_entities, read_tags, split_words
 from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
 from hf_transfer.task_configs import TokenClassification
 from hf_transfer.tasks.items import EncodedRow, TextWindow, Window
-from hf_transfer.tasks.tokenizers import NO_LIMIT, Lengths, check_max_length, load_tokenizer, measure_lengths, most_tokens
+from hf_transfer.tasks.tokenizers import (
+    NO_LIMIT,
+    Lengths,
+    augmenter,
+    check_reach,
+    describe_misfit,
+    describe_reach,
+    load_tokenizer,
+    measure_lengths,
+)
 from hf_transfer.tasks.windows import cut_into_windows, first_pieces, special_tokens
+
+__all__ = ["augmenter", "check_reach", "describe_misfit", "describe_reach"]
 
 AUTO_MODEL = AutoModelForTokenClassification
 PEFT_TASK_TYPE = "TOKEN_CLS"
@@ -227,29 +238,9 @@ def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[st
     return tags
 
 
-def check_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, task: TokenClassification, name: str) -> None:
-    """Refuse a `max_length` beyond what the checkpoint says it can read.
-
-    Raises:
-        ConfigError: Says what it can.
-    """
-    check_max_length(tokenizer, config, task.max_length, name)
-
-
-def describe_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str:
-    """Say what the checkpoint reads."""
-    most = most_tokens(tokenizer, config)
-    return f", reads {most:,} tokens" if most else ""
-
-
 def probe_windows(tokenizer: PreTrainedTokenizerBase, task: TokenClassification, num_windows: int) -> list[Window]:
     """Give windows of `max_length` tokens, encoded like any sentence: some architectures look for their special tokens."""
     return [encode(tokenizer, [("a",) * task.max_length], task)[0][0]] * num_windows
-
-
-def describe_misfit(task: TokenClassification, tokenizer: PreTrainedTokenizerBase, reason: str) -> str:
-    """Say why a model cannot read `probe_windows`, and what to do."""
-    return f"cannot read max_length {task.max_length} tokens ({reason}): lower --max-length"
 
 
 def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: TokenClassification) -> Lengths:
@@ -266,10 +257,6 @@ def item_shares(num_items: np.ndarray, task: TokenClassification) -> np.ndarray:
         task: Says which.
     """
     return 1 / np.maximum(num_items, 1) if task.loss_per == "row" else np.ones(len(num_items))
-
-
-def augmenter(tokenizer: PreTrainedTokenizerBase, task: TokenClassification) -> None:
-    """Sentences are not augmented."""
 
 
 def to_inputs(values: Iterable[Any], task: TokenClassification) -> list[tuple[str, ...]]:

@@ -53,17 +53,32 @@ def most_tokens(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) ->
     return min(known) if known else None
 
 
-def check_max_length(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int, name: str) -> None:
-    """Refuse rows longer than the checkpoint says it can read.
+def check_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, task: Any, name: str) -> None:
+    """Refuse a task's `max_length` beyond what the checkpoint says it can read.
 
     Raises:
         ConfigError: Says what it can.
     """
     most = most_tokens(tokenizer, config)
-    if most is not None and max_length > most:
+    if most is not None and task.max_length > most:
         raise ConfigError(
-            f"max_length {max_length} is more than the {most} tokens that checkpoint {name} can read: take --max-length {most}"
+            f"max_length {task.max_length} is more than the {most} tokens that checkpoint {name} can read: take --max-length {most}"
         )
+
+
+def describe_reach(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> str:
+    """Say what the checkpoint reads."""
+    most = most_tokens(tokenizer, config)
+    return f", reads {most:,} tokens" if most else ""
+
+
+def describe_misfit(task: Any, tokenizer: PreTrainedTokenizerBase, reason: str) -> str:
+    """Say why a model cannot read a row of `max_length`, and what to do."""
+    return f"cannot read max_length {task.max_length} tokens ({reason}): lower --max-length"
+
+
+def augmenter(tokenizer: PreTrainedTokenizerBase, task: Any) -> None:
+    """Give nothing: texts are not augmented."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from seqeval.scheme import IOB2
 
 import hf_transfer as ht
 from hf_transfer.data.tags import find_entities
-from hf_transfer.evidence.cell import _mean_over_rows, _train, evaluate
+from hf_transfer.evidence.fit import fit
+from hf_transfer.evidence.measure import _mean_over_rows, evaluate
 from hf_transfer.evidence.study import Study, build_arm, prepare_study
 from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.optimization import build_optimizer, rate_factor
@@ -127,7 +128,7 @@ def test_the_same_updates_as_a_plain_loop_over_whole_rows(documents: Path, tiny_
     rows, validation_rows = study.draw("all", 0)
     ours = build_arm(study.architecture, SHORT, 0, "TOKEN_CLS")
     before = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
-    done = _train(study, ours, SHORT, rows, validation_rows, 0, "x")
+    done = fit(study, ours, SHORT, rows, validation_rows, 0, "x")
     assert done.rows_seen == 3 * len(rows)
 
     plain = build_arm(study.architecture, SHORT, 0, "TOKEN_CLS").eval()

@@ -17,7 +17,7 @@ import yaml
 import hf_transfer as ht
 from hf_transfer.errors import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 from hf_transfer.evaluation.metrics import METRICS, Predictions
-from hf_transfer.evidence.cell import class_weights
+from hf_transfer.evidence.fit import class_weights
 from hf_transfer.models import checkpoint
 from hf_transfer.tasks import text_classification
 from tests.conftest import TOPICS, save_tiny_bert, write_csv

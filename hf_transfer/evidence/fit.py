@@ -1,0 +1,124 @@
+"""One training of a cell: an arm's settings put into plan, optimizer and loop."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+from torch import nn
+
+from hf_transfer.evidence.measure import evaluate, loss_shares
+from hf_transfer.evidence.study import MIN_ROWS_TO_NORM, Rows, Study
+from hf_transfer.models.tuning import depths_of, trainable_batch_norms
+from hf_transfer.recipe import Arm
+from hf_transfer.training.batches import Batches
+from hf_transfer.training.loop import Training, train
+from hf_transfer.training.optimization import build_optimizer
+from hf_transfer.training.plan import UpdatePlan
+from hf_transfer.training.regularization import StartingPoint, Unfreezing
+
+MIN_ROWS_TO_CHOOSE = 50
+"""Validation rows below which neither early stopping nor the best state is chosen: the loss is too noisy there."""
+
+
+def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: Rows, seed: int, title: str) -> Training:
+    """Train an arm's model.
+
+    Args:
+        study: What the cells share.
+        model: From `build_arm`; moved to the device and changed in place.
+        arm: Its settings.
+        rows: That train.
+        validation_rows: That choose the state kept, where they are enough.
+        seed: Draws order, augmentation and dropout.
+        title: Of the progress bar.
+
+    Raises:
+        TrainingError: The loss became no number.
+    """
+    settings = study.recipe.training
+    layout = rows.layout
+    weights = class_weights(rows.labels, study.labels, settings.class_weights, study.task) * loss_shares(study, rows)
+    norms = trainable_batch_norms(model)
+    if norms and study.accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    plan = UpdatePlan(
+        lengths=layout.lengths,
+        weights=np.array([weights[items].sum() for items in layout.items]),
+        row_of_window=layout.row_of_window,
+        balance=rows.examples.strata if settings.sampling == "balanced" else None,
+        batch_size=settings.batch_size,
+        num_epochs=arm.num_epochs,
+        max_tokens=None if norms else study.max_tokens,
+        least_rows=MIN_ROWS_TO_NORM * study.accelerator.num_processes if norms else 1,
+        seed=seed,
+        num_processes=study.accelerator.num_processes,
+    )
+    model.to(study.accelerator.device)
+    head = study.architecture.head
+    depths = depths_of(model, head) if arm.layer_decay is not None or arm.gradual_unfreezing is not None else None
+    pulled = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in head} if arm.l2_sp is not None else {}
+    optimizer = build_optimizer(
+        model,
+        settings.optimizer,
+        arm.learning_rate,
+        arm.weight_decay,
+        depths,
+        layer_decay=1.0 if arm.layer_decay is None else arm.layer_decay,
+        undecayed=pulled,
+    )
+    unfreezing = starting_point = None
+    if arm.gradual_unfreezing is not None and depths is not None:
+        unfreezing = Unfreezing(model, depths, plan.num_updates, arm.gradual_unfreezing)
+    if arm.l2_sp is not None:
+        starting_point = StartingPoint(optimizer, list(pulled.values()), arm.l2_sp)
+    augments = arm.tuning in ("full", "lora") if arm.augment is None else arm.augment
+    batches = Batches(
+        layout,
+        rows.labels,
+        weights.astype(np.float32),
+        study.collate,
+        study.task.item_logits,
+        rows.examples.row_ids,
+        augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments else None,
+        label_smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
+    )
+    can_choose = len(validation_rows) >= MIN_ROWS_TO_CHOOSE
+    return train(
+        model,
+        optimizer,
+        plan,
+        batches,
+        validate=lambda current: evaluate(study, current, validation_rows)[0],
+        accelerator=study.accelerator,
+        learning_rate=arm.learning_rate,
+        warmup_fraction=settings.warmup_fraction,
+        schedule=settings.schedule,
+        max_grad_norm=settings.max_grad_norm,
+        restore_best=can_choose,
+        patience=settings.early_stopping_patience if can_choose else None,
+        unfreezing=unfreezing,
+        starting_point=starting_point,
+        num_workers=study.num_workers,
+        title=title,
+    )
+
+
+def class_weights(labels: np.ndarray, names: Sequence[str], weights: str | dict[str, float], task: ModuleType) -> np.ndarray:
+    """Give what each training item's loss counts by its class.
+
+    Args:
+        labels: Class ids of the training items, (M,).
+        names: Label names, (C,).
+        weights: "none", "balanced" (items / (classes among them x items of the class)), or weights by name, others 1.
+        task: The task's functions, which know the names.
+
+    Returns:
+        (M,) float64.
+    """
+    if isinstance(weights, dict):
+        return task.weights_by_class(weights, names)[labels]
+    if weights == "none":
+        return np.ones(len(labels))
+    counts = np.bincount(labels, minlength=len(names))
+    return len(labels) / (np.count_nonzero(counts) * counts[labels])
