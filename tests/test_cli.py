@@ -95,7 +95,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
         (["run", "ner", "--embedded", "--set", "training.class_weights={persn: 2}"], "did you mean 'person'?"),
         (["run", "text", "--columns", "text=a", "--columns", "text=b"], "--columns gives text twice: a and b"),
         (["run", "text", "--dataset", "gone/", "--embedded"], "no file or folder gone/"),
-        (["validate"], "name a recipe (ner, newsgroups"),
+        (["validate"], "name a recipe (image, ner, newsgroups"),
         (["validate", "ner", "--output-dir", "x"], "unknown flag '--output-dir'"),
         (["validate", "newsgroups", "--embedded", "--budgets", "5000"], "more than the 256 training rows"),
         (["new"], "the following arguments are required: FILE.py, --from"),
