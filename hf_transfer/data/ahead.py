@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hf_transfer.errors import TrainingError, first_line
+from hf_transfer.errors import TrainingError, TransferError, first_line
 
 
 class _Made(Dataset[Any]):
@@ -18,7 +18,11 @@ class _Made(Dataset[Any]):
         return self._count
 
     def __getitem__(self, index: int) -> Any:
-        return self._make(index)
+        try:
+            return self._make(index)
+        except TransferError as error:
+            # Given back, not raised: torch would put the worker's traceback into its sentence.
+            return error
 
 
 def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Generator[Any]:
@@ -47,9 +51,12 @@ def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Gene
         generator=torch.Generator(),
     )
     try:
-        yield from loader
+        for made in loader:
+            if isinstance(made, TransferError):
+                raise made
+            yield made
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if isinstance(error, TransferError) or "DataLoader worker" not in str(error):
             raise
         raise TrainingError(
             f"a process that reads input ahead was killed ({first_line(error)}): set training.num_workers=0, or give the machine more "

@@ -40,9 +40,16 @@ class Picture:
     """Gives the encoded image."""
 
     def decode(self, num_channels: int) -> Image.Image:
-        """Give the image, upright, in RGB (3 channels) or grey (1)."""
-        with refuse_bombs():
-            return decode_image(self.read(), num_channels)
+        """Give the image, upright, in RGB (3 channels) or grey (1).
+
+        Raises:
+            DataError: It was there when it was checked, and cannot be read any more.
+        """
+        try:
+            with refuse_bombs():
+                return decode_image(self.read(), num_channels)
+        except Exception as error:
+            raise DataError(f"{self.name} was an image when the run began and cannot be read any more: {first_line(error)}") from error
 
 
 def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
