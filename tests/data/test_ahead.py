@@ -1,13 +1,14 @@
 """Input made ahead: the same, in the same order, whoever makes it."""
 
 import functools
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from hf_transfer.data.ahead import make_ahead
-from hf_transfer.errors import DataError
+from hf_transfer.errors import DataError, TrainingError
 
 
 def squared(index: int) -> torch.Tensor:
@@ -40,3 +41,15 @@ def test_what_goes_wrong_in_a_worker_is_raised_here(tmp_path: Path, num_workers:
     with pytest.raises(DataError) as error:
         next(made)
     assert str(error.value) == "5.txt is gone", "no traceback of a worker in the sentence"
+
+
+def dies(index: int, parent: int) -> int:
+    if index == 3 and os.getpid() != parent:
+        os._exit(1)
+    return index
+
+
+def test_a_worker_that_is_killed_ends_in_one_sentence() -> None:
+    made = make_ahead(functools.partial(dies, parent=os.getpid()), 9, 1)
+    with pytest.raises(TrainingError, match="reads input ahead was killed .*: set training.num_workers=0, or give the machine more shared"):
+        list(made)

@@ -17,12 +17,14 @@ from PIL import Image
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
     ConvNextConfig,
     ConvNextImageProcessorPil,
     DeiTConfig,
     Dinov2Config,
     MobileNetV2Config,
     MobileNetV2ImageProcessorPil,
+    MobileViTConfig,
     PretrainedConfig,
     ResNetConfig,
     SwinConfig,
@@ -336,3 +338,11 @@ def test_a_model_that_reads_no_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model type bert\) cannot do this task: .*ImageClassification") as error:
         look_at(folder)
     assert "\n" not in str(error.value)
+
+
+def test_stages_of_several_kinds_are_blocks_as_well() -> None:
+    """MobileViT mixes two kinds of stages; the transformer inside one of them is no end of the network."""
+    config = MobileViTConfig(hidden_sizes=[8, 12, 16], neck_hidden_sizes=[4, 4, 8, 8, 12, 16, 32], num_attention_heads=2, image_size=64)
+    with torch.device("meta"):
+        name, blocks = find_blocks(AutoModelForImageClassification.from_config(config))
+    assert (name, len(blocks)) == ("mobilevit.encoder.layer", 5)

@@ -123,3 +123,15 @@ def test_focal_loss_has_a_finite_gradient_where_the_label_is_certain() -> None:
     item_losses(logits, torch.tensor([0]), focal_gamma=0.5).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def test_the_batch_norms_of_a_block_held_back_run_as_at_inference() -> None:
+    model = nn.ModuleDict(
+        {"stem": nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "head": nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))}
+    )
+    unfreezing = Unfreezing(model, {name: int(name.startswith("head")) for name, _ in model.named_parameters()}, num_updates=10, share=0.5)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    for update in range(10):
+        model.train()
+        unfreezing.begin(update)
+        assert [norm.training for norm in norms] == [update >= 5, True]
