@@ -146,6 +146,12 @@ class Model:
 
     saved: "SavedModel" = field(repr=False)
 
+    def __repr__(self) -> str:
+        """Give its task, labels and last training."""
+        last = self.saved.sidecar.chain[-1:]
+        trained = "".join(f", {link['arm']} on {link['dataset']}" for link in last)
+        return f"Model({self.saved.task.kind}, {listed(self.labels, 8)}{trained})"
+
     @property
     def labels(self) -> list[str]:
         """Label names by class id, (C,)."""

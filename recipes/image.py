@@ -22,6 +22,7 @@ RECIPE = ht.Recipe(
     arms={
         "scratch": ht.Arm(init="scratch", tuning="full", learning_rate=3e-4, num_epochs=30),
         "head": ht.Arm(tuning="head", learning_rate=5e-3, num_epochs=10),
+        "top": ht.Arm(tuning="top", num_blocks=2, learning_rate=1e-4, num_epochs=10),
         "lora": ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=10),
         "full": ht.Arm(tuning="full", learning_rate=1e-4, num_epochs=10),
     },

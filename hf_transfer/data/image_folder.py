@@ -52,6 +52,10 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
         _refuse_loose(folder)
         strays += [path for path in folder.iterdir() if path.is_file()]
     classes = sorted({name for images in found.values() for _, name in images})
+    if len(classes) == 1 and not named and (inside := [path.name for path in _folders_of(folders[0]) if holds_image_folders(path)]):
+        raise DataError(
+            f"folder {folder} holds one folder, {classes[0]}, with folders in it ({listed(inside)}): did you mean --dataset {folders[0]}?"
+        )
     features = Features({"image": Value("string"), "label": ClassLabel(names=classes)})
     splits = {
         split: Dataset.from_dict(
@@ -59,7 +63,9 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
         )
         for split, images in found.items()
     }
-    return splits, _tell(folder, strays)
+    nested = sorted({name for images in found.values() for path, name in images if path.parent.name != name})
+    told = [f"images in folders inside a class's folder count to that class: {listed(nested, 5)}"] if nested else []
+    return splits, _tell(folder, strays) + told
 
 
 def _images_of(root: Path, strays: list[Path]) -> Iterable[tuple[Path, str]]:

@@ -26,6 +26,10 @@ MANY = 2000
 """Images from which on a terminal is shown how far the check has come."""
 
 
+class PixelError(ValueError):
+    """Pixels that mean nothing we know."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image that is read when it is needed; equal to another when their files are, byte for byte."""
@@ -60,7 +64,7 @@ def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
         num_channels: 3 for RGB, 1 for grey.
 
     Raises:
-        ValueError: Its pixels mean nothing we know (floats, or integers of more than 16 bits).
+        PixelError: Its pixels mean nothing we know (floats, or integers of more than 16 bits).
         Exception: What Pillow raises on a damaged file, of many kinds.
     """
     return as_seen(Image.open(BytesIO(data)), num_channels)
@@ -74,7 +78,7 @@ def as_seen(opened: Image.Image, num_channels: int = 3) -> Image.Image:
         num_channels: 3 for RGB, 1 for grey.
 
     Raises:
-        ValueError: Its pixels mean nothing we know.
+        PixelError: Its pixels mean nothing we know.
     """
     opened.load()
     image: Image.Image = ImageOps.exif_transpose(opened)
@@ -89,7 +93,7 @@ def as_seen(opened: Image.Image, num_channels: int = 3) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"pixels of mode {image.mode} from {pixels.min():g} to {pixels.max():g}, expected 8 or 16 bits")
+        raise PixelError(f"pixels of mode {image.mode} from {pixels.min():g} to {pixels.max():g}, expected 8 or 16 bits")
     # Integers of 32 bits that need no more than 8 were written so by a program that knows no fewer.
     divisor = 1 if image.mode == "I" and pixels.max() <= 255 else 257
     return Image.fromarray(np.round(pixels / divisor).astype(np.uint8))
@@ -161,12 +165,16 @@ def _check(name: str, read: Callable[[], bytes]) -> Picture | str:
         if not data:
             return f"{name} is empty"
         size = decode_image(data).size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return f"{name} is too large ({first_line(error).split(',')[0]}): scale it down to {Image.MAX_IMAGE_PIXELS:,} pixels or fewer"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return f"{name} is too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down)"
     except Image.UnidentifiedImageError:
         return f"{name} is no image Pillow knows"
     except FileNotFoundError:
         return f"{name} does not exist"
+    except IsADirectoryError:
+        return f"{name} is a folder"
+    except PixelError as error:
+        return f"{name} holds {error}"
     except Exception as error:
         # Pillow's decoders raise what their formats' libraries do: OSError, SyntaxError, ValueError, struct.error, ...
         return f"{name} is damaged or of an unknown kind ({first_line(error)})"
@@ -180,9 +188,10 @@ def _named_reader(split: str, dataset: Dataset, row: int, root: Path | None) -> 
     if isinstance(held, bytes):
         return f"{split} row {row}", functools.partial(_bytes_of, dataset, row)
     if not isinstance(path, str) or not path:
-        found = "nothing" if value in (None, "") or isinstance(value, dict) else type(value).__name__
+        if value in (None, "") or isinstance(value, dict):
+            raise DataError(f"{split} row {row} (counted from 0) has no image: fill it, or remove the row")
         raise DataError(
-            f"{split} row {row}: expected an image (encoded, or the path of its file) in the image column, found {found}: "
+            f"{split} row {row}: expected an image (encoded, or the path of its file) in the image column, found {type(value).__name__}: "
             f"name another column; there are {listed(dataset.column_names)}"
         )
     file = Path(path).expanduser() if root is None else root / Path(path).expanduser()

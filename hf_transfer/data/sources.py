@@ -171,8 +171,8 @@ def _read_folder(folder: Path) -> dict[str, Dataset]:
     if "train" not in files:
         found = listed(path.name for path in sorted(folder.iterdir()))
         raise DataError(
-            f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(DATA_SUFFIXES)}; "
-            f"found {found or 'nothing'}"
+            f"folder {folder} has no train file: expected train, and maybe validation and test, as {listed(DATA_SUFFIXES)}, or images as "
+            f"CLASS/image.png; found {found or 'nothing'}"
         )
     return {split: _concatenated(split, list(named)) for split, named in files.items()}
 

@@ -1,6 +1,7 @@
 """One cell of a run: an arm trained on one budget with one seed, validated, tested once, saved."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "checkpoint": study.recipe.checkpoint,
         "dataset": study.recipe.data.source,
         "metrics": {"validation": validation_metrics, "test": test_metrics},
+        "settings": asdict(arm),
         "chain": chain,
         "cost": {
             "wall_seconds": time.perf_counter() - started,

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from hf_transfer.evidence.measure import evaluate, loss_shares
-from hf_transfer.evidence.study import MIN_ROWS_TO_NORM, Rows, Study
+from hf_transfer.evidence.study import MIN_ROWS_TO_NORM, Rows, Study, augments
 from hf_transfer.models.tuning import depths_of, trainable_batch_norms
 from hf_transfer.recipe import Arm
 from hf_transfer.training.batches import Batches
@@ -71,7 +71,6 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         unfreezing = Unfreezing(model, depths, plan.num_updates, arm.gradual_unfreezing)
     if arm.l2_sp is not None:
         starting_point = StartingPoint(optimizer, list(pulled.values()), arm.l2_sp)
-    augments = arm.tuning in ("full", "lora") if arm.augment is None else arm.augment
     batches = Batches(
         layout,
         rows.labels,
@@ -79,7 +78,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         study.collate,
         study.task.item_logits,
         rows.examples.row_ids,
-        augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments else None,
+        augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments(arm) else None,
         label_smoothing=settings.label_smoothing,
         focal_gamma=settings.focal_gamma,
     )

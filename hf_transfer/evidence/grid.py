@@ -82,12 +82,11 @@ def _describe(study: Study, num_cells: int, output_dir: Path) -> str:
     corpus, recipe = study.corpus, study.recipe
     validation = f", {len(corpus.validation):,} validation rows (for the budget all)" if corpus.validation else ""
     dropped = f"; {corpus.dropped_rows:,} training rows dropped" if corpus.dropped_rows else ""
-    overlap = f"; {corpus.overlap_rows:,} training rows stand in test too" if corpus.overlap_rows else ""
     trainings = f"{num_cells} training{'' if num_cells == 1 else 's'}"
     notices = "".join(f"\nnote: {notice}" for notice in study.notices)
     return (
         f"{recipe.name}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows ({corpus.test_origin}), "
-        f"{len(study.labels)} labels{dropped}{overlap}\n"
+        f"{len(study.labels)} labels{dropped}\n"
         f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {trainings} into {output_dir}{notices}"
     )
 

@@ -14,8 +14,7 @@ from hf_transfer.data.sources import load_source
 from hf_transfer.errors import ConfigError, first_line, listed
 from hf_transfer.evaluation.metrics import METRICS, Metrics
 from hf_transfer.evaluation.prediction import Collate
-from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect
-from hf_transfer.models.checkpoint import Checkpoint
+from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect, same_labels
 from hf_transfer.models.saved import open_base
 from hf_transfer.models.tuning import apply_tuning, depths_of, trainable_batch_norms
 from hf_transfer.recipe import Arm, Recipe
@@ -135,7 +134,9 @@ def prepare_study(
     if isinstance(recipe.training.class_weights, dict):
         task.weights_by_class(recipe.training.class_weights, labels)
     corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
-    notices = source.notices + _describe_chain(checkpoint) + task.check_labels(corpus, labels)
+    notices = source.notices + task.check_labels(corpus, labels)
+    if corpus.overlap_rows and not recipe.data.drop_overlap:
+        notices.append(f"{corpus.overlap_rows:,} training rows stand in test too: --set data.drop_overlap=true drops them")
     if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
         raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
     for budget in budgets:
@@ -146,8 +147,11 @@ def prepare_study(
     normed = [name for name in arms if trainable_batch_norms(check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE))]
     check_reading(architecture, recipe.task)
     max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
+    notices += describe_start(architecture)
     if normed:
         notices += check_batch_norm(recipe, normed, accelerator)
+    if task.augmenter(checkpoint.processor, recipe.task) is not None:
+        notices.append(_describe_augmentation({name: augments(recipe.arms[name]) for name in arms}))
     num_workers = recipe.training.num_workers
     if num_workers is None:
         num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
@@ -236,10 +240,24 @@ def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str | None) 
     return model
 
 
-def _describe_chain(checkpoint: Checkpoint) -> list[str]:
-    """Tell which trainings of this package made a checkpoint."""
-    links = [f"{link['arm']} on {link['dataset']} ({link['train_rows']:,} rows)" for link in checkpoint.chain]
-    return [f"the checkpoint was trained before: {', then '.join(links)}"] if links else []
+def describe_start(architecture: Architecture) -> list[str]:
+    """Tell which trainings of this package made a checkpoint, and whether its output layer is kept."""
+    links = [f"{link['arm']} on {link['dataset']} ({link['train_rows']:,} rows)" for link in architecture.checkpoint.chain]
+    told = [f"the checkpoint was trained before: {', then '.join(links)}"] if links else []
+    if same_labels(architecture.checkpoint.config, architecture.config):
+        told.append("the checkpoint's labels are the data's: its output layer is kept, but for scratch")
+    return told
+
+
+def augments(arm: Arm) -> bool:
+    """Say whether an arm trains on what the task's augmentation makes of its rows."""
+    return arm.tuning in ("full", "lora") if arm.augment is None else arm.augment
+
+
+def _describe_augmentation(arms: dict[str, bool]) -> str:
+    on, off = ([name for name, augmented in arms.items() if augmented is wanted] for wanted in (True, False))
+    told = f"training images are augmented for {listed(on) or 'no arm'}"
+    return f"{told}, not for {listed(off)} (arms.{off[0]}.augment)" if off else told
 
 
 def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:

@@ -110,7 +110,7 @@ def _build(architecture: Architecture, init: str, seed: int, keep_head: bool) ->
             f"keep_head: checkpoint {checkpoint.name} has no output layer for {architecture.config.num_labels} labels to keep"
         )
     renewed = architecture.untrained
-    if loaded and not keep_head and not _same_labels(checkpoint.config, architecture.config):
+    if loaded and not keep_head and not same_labels(checkpoint.config, architecture.config):
         renewed |= architecture.output_layer
     if renewed:
         torch.manual_seed(seed)
@@ -229,7 +229,8 @@ def _names(mismatched: Any) -> frozenset[str]:
     return frozenset(key if isinstance(key, str) else key[0] for key in mismatched)
 
 
-def _same_labels(source: PretrainedConfig, target: PretrainedConfig) -> bool:
+def same_labels(source: PretrainedConfig, target: PretrainedConfig) -> bool:
+    """Say whether two configs name the same classes in the same order; names that a library made up are none."""
     names = [source.id2label[index] for index in sorted(source.id2label)]
     return names == [target.id2label[index] for index in sorted(target.id2label)] and not any(
         GENERIC_LABEL.fullmatch(name) for name in names

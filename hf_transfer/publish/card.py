@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint, is_local_dataset
+from hf_transfer.errors import listed
 from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RESULT_FILE, SIDECAR_FILE, read_json, write_text
 
 EXAMPLES = {
@@ -50,22 +51,24 @@ def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
         if value is not None and name != "loss_standard_error"
     )
     cost = result["cost"]
+    base = ""
+    if last["tuning"] == "lora":
+        base = f"It is an adapter: it needs the weights of {last['checkpoint']} (sha256 {last['checkpoint_sha256'][:12]}) beside its own.\n"
     return f"""---
 {data.to_yaml()}
 ---
 
 # {last["arm"]} on {last["dataset"]}
 
-A {last["architecture"]} model for {kind.replace("-", " ")} into {len(sidecar["labels"])} labels: {", ".join(sidecar["labels"][:50])}
-{"and more" if len(sidecar["labels"]) > 50 else ""}
-
+A {last["architecture"]} model for {kind.replace("-", " ")} into {len(sidecar["labels"])} labels: {listed(sidecar["labels"], 50)}.
+{base}
 ## How it came about
 
 | training | started from | data | labels | rows | arm (tuning) |
 |---|---|---|---|---|---|
 {links}
 
-The last training took {cost["train_seconds"]:.0f} seconds ({cost["updates"]:,} updates, seed {result["seed"]}, budget {result["budget"]},
+The last training took {cost["train_seconds"]:.1f} s ({cost["updates"]:,} updates, seed {result["seed"]}, budget {result["budget"]},
 {cost["trainable_parameters"]:,} of {cost["total_parameters"]:,} parameters) on {result["environment"]["device"]}.
 
 ## Scores on {result["data"]["test_rows"]:,} test rows, read once

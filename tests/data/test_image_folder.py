@@ -149,3 +149,13 @@ def test_a_table_beside_an_image_is_no_image_folder(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
     with pytest.raises(DataError, match="has no train file"):
         load_source(str(tmp_path))
+
+
+def test_folders_inside_a_class_are_told_and_a_wrapping_folder_is_named(tmp_path: Path) -> None:
+    fill(tmp_path / "nested", "a/round/1.png", "a/2.png", "b/square/3.png")
+    assert load_source(str(tmp_path / "nested")).notices == ["images in folders inside a class's folder count to that class: a, b"]
+    fill(tmp_path / "wrap", "photos/cat/1.png", "photos/dog/2.png")
+    with pytest.raises(
+        DataError, match=r"holds one folder, photos, with folders in it \(cat, dog\): did you mean --dataset .*wrap/photos\?"
+    ):
+        load_source(str(tmp_path / "wrap"))

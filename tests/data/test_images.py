@@ -155,9 +155,9 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
         ("half.png", encoded(noise())[:1000], "half.png is damaged or of an unknown kind .image file is truncated"),
         ("text.jpg", b"I am no image.\n", "text.jpg is no image Pillow knows"),
         ("missing.png", None, "missing.png does not exist"),
-        ("bomb.png", promising(30_000, 30_000), r"bomb.png is too large \(.*900000000 pixels.*\): scale it down to 89,478,485 pixels"),
-        ("large.png", promising(9_500, 9_500), r"large.png is too large \(.*90250000 pixels.*\): scale it down to 89,478,485 pixels"),
-        ("larger.png", promising(13_300, 13_300), r"larger.png is too large \(.*176890000 pixels"),
+        ("bomb.png", promising(30_000, 30_000), r"bomb.png is too large \(more than 89,478,485 pixels: scale it down\)"),
+        ("large.png", promising(9_500, 9_500), r"large.png is too large \(more than 89,478,485 pixels: scale it down\)"),
+        ("larger.png", promising(13_300, 13_300), r"larger.png is too large \(more than 89,478,485 pixels: scale it down\)"),
         ("float.tif", encoded(Image.new("F", (3, 3), 0.5), "TIFF"), "pixels of mode F from 0.5 to 0.5, expected 8 or 16 bits"),
         ("deep.tif", encoded(Image.new("I", (3, 3), 70_000), "TIFF"), "pixels of mode I from 70000 to 70000, expected 8 or 16 bits"),
     ],
@@ -183,9 +183,7 @@ HELD = {"bytes": encoded(noise()), "path": None}
 def test_a_row_without_an_image_is_named(column: list[object]) -> None:
     dataset = Dataset.from_dict({"image": column, "other": ["x", "y"]})
     for given in (dataset, dataset.cast_column("image", ImageFeature())):
-        with pytest.raises(
-            DataError, match=r"^train row 1: expected an image [^\n]*, found nothing: name another column; there are image, other$"
-        ):
+        with pytest.raises(DataError, match=r"^train row 1 \(counted from 0\) has no image: fill it, or remove the row$"):
             read_pictures("train", given, None)
 
 

@@ -163,7 +163,10 @@ class TwoProcesses:
 def test_batch_norms_that_train_take_an_update_as_one_micro_batch(photos_folder: Path, tmp_path: Path) -> None:
     resnet = save_tiny_resnet(tmp_path / "resnet")
     study = prepared(photos_folder, resnet, Accelerator(cpu=True), batch_size=64, micro_batch_tokens=64)
-    assert study.notices == ["arm arm trains batch norms: each update is one micro-batch, whatever micro_batch_tokens says"]
+    assert study.notices == [
+        "arm arm trains batch norms: each update is one micro-batch, whatever micro_batch_tokens says",
+        "training images are augmented for arm",
+    ]
     assert study.max_tokens == 64, "another arm is cut as without this one"
     with pytest.raises(ConfigError, match="need 2 rows a process: take a batch_size of 2 or more, found 1"):
         prepared(photos_folder, resnet, Accelerator(cpu=True), batch_size=1)
@@ -230,6 +233,43 @@ def test_any_arm_is_a_checkpoint_for_the_next_run(kind: str, tmp_path: Path) -> 
     assert found == {"architecture": "vit" if kind == "images" else "bert", "adapter": False}
     expected, answers = ([answer["probabilities"] for answer in one.predict(inputs)] for one in (loaded, ht.load(checkpoint.folder)))
     assert answers == [pytest.approx(one, abs=1e-6) for one in expected]
+
+
+def test_a_chain_that_was_moved_together_is_still_found(tmp_path: Path) -> None:
+    base, data = save_tiny_vit(tmp_path / "base"), make_photos(tmp_path / "data", 40)
+    lora = {"arms.arm": {"tuning": "lora", "learning_rate": 1e-2, "num_epochs": 1}}
+    first = recipe_for(data, base, num_epochs=1)
+    ht.run(first, output_dir=tmp_path / "runs" / "first")
+    second = first.override({"checkpoint": str(tmp_path / "runs" / "first"), **lora})
+    ht.run(second, output_dir=tmp_path / "runs" / "second")
+    photo = next((data / "disc").iterdir())
+    expected = ht.load(tmp_path / "runs" / "second").predict([photo])
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    model = ht.load(tmp_path / "elsewhere" / "second")
+    assert model.predict([photo]) == expected
+    assert repr(model) == "Model(image-classification, disc, stripes, arm on data)"
+    shutil.rmtree(tmp_path / "elsewhere" / "first")
+    with pytest.raises(
+        ht.TransferError, match=r"it was trained on first-arm-budget-all-seed-0 .* move that run beside this one, or in Python"
+    ):
+        ht.load(tmp_path / "elsewhere" / "second")
+
+
+def test_a_run_says_what_it_starts_from_and_whether_it_keeps_the_output_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, data = save_tiny_vit(tmp_path / "base"), make_photos(tmp_path / "data", 40)
+    other = make_photos(tmp_path / "other", 40, ("disc", "ring"), seed=4)
+    first = recipe_for(data, base, tuning="head", num_epochs=1)
+    ht.run(first, output_dir=tmp_path / "first")
+    assert "trained before" not in capsys.readouterr().err
+    for source, kept in ((data, True), (other, False)):
+        second = first.override({"data.source": str(source), "checkpoint": str(tmp_path / "first")})
+        ht.run(second, output_dir=tmp_path / f"second-{kept}")
+        told = capsys.readouterr().err
+        assert "note: the checkpoint was trained before: arm on data (26 rows)" in told
+        assert ("note: the checkpoint's labels are the data's: its output layer is kept, but for scratch" in told) is kept
+        assert "note: training images are augmented for no arm, not for arm (arms.arm.augment)" in told
+    with pytest.raises(ht.TransferError, match="is a part of a run: give the whole run, or one model of it .*budget-all/seed-0/model"):
+        ht.run(first.override({"checkpoint": str(tmp_path / "first" / "arm")}), output_dir=tmp_path / "third")
 
 
 def test_an_adapter_trained_anew_in_its_old_place_is_merged_anew(photos_folder: Path, tiny_vit: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import make_rows, write_csv
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 ARMS = ["scratch", "head", "lora", "full"]
-RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS, "vit": [*ARMS, "top"], "image": ARMS}
+RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS, "vit": [*ARMS, "top"], "image": [*ARMS, "top"]}
 ON_TWO_PROCESSES = ("newsgroups", "ner", "vit")
 ZERO = Image.fromarray(np.pad(np.full((4, 2), 0, np.uint8), ((1, 1), (1, 1)), constant_values=240)).resize((32, 32)).convert("RGB")
 """A bright ring on black."""
@@ -75,7 +75,7 @@ def flags(tiny_bert: Path, tiny_vit: Path, datasets: dict[str, list[object]]) ->
         "ner": ["training.class_weights=balanced", "task.loss_per=row", "task.max_length=12", "training.focal_gamma=2"],
         "text": ["training.class_weights=balanced"],
         "vit": ["arms.top.num_blocks=1", "task.augmentation.mixup=0.2", "task.augmentation.cutmix=1", "training.micro_batch_tokens=48"],
-        "image": ["training.class_weights=balanced", "task.augmentation.erasing=0.5", "training.num_workers=2"],
+        "image": ["arms.top.num_blocks=1", "training.class_weights=balanced", "task.augmentation.erasing=0.5", "training.num_workers=2"],
     }
     checkpoints = {
         recipe: ["--checkpoint", tiny_vit] if recipe in ("vit", "image") else ["--checkpoint", tiny_bert, *length] for recipe in RECIPES
