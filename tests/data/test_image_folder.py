@@ -155,7 +155,5 @@ def test_folders_inside_a_class_are_told_and_a_wrapping_folder_is_named(tmp_path
     fill(tmp_path / "nested", "a/round/1.png", "a/2.png", "b/square/3.png")
     assert load_source(str(tmp_path / "nested")).notices == ["images in folders inside a class's folder count to that class: a, b"]
     fill(tmp_path / "wrap", "photos/cat/1.png", "photos/dog/2.png")
-    with pytest.raises(
-        DataError, match=r"holds one folder, photos, with folders in it \(cat, dog\): did you mean --dataset .*wrap/photos\?"
-    ):
+    with pytest.raises(DataError, match=r"holds one folder, photos, .*\(cat, dog\): did you mean --dataset .*wrap/photos\?"):
         load_source(str(tmp_path / "wrap"))

@@ -249,9 +249,7 @@ def test_a_chain_that_was_moved_together_is_still_found(tmp_path: Path) -> None:
     assert model.predict([photo]) == expected
     assert repr(model) == "Model(image-classification, disc, stripes, arm on data)"
     shutil.rmtree(tmp_path / "elsewhere" / "first")
-    with pytest.raises(
-        ht.TransferError, match=r"it was trained on first-arm-budget-all-seed-0 .* move that run beside this one, or in Python"
-    ):
+    with pytest.raises(ht.TransferError, match="it was trained on first-arm-budget-all-seed-0 .* move that run beside this one, or"):
         ht.load(tmp_path / "elsewhere" / "second")
 
 
