@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import hf_transfer as ht
 from tests.conftest import make_rows, write_csv
@@ -19,8 +20,8 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 ARMS = ["scratch", "head", "lora", "full"]
 RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS, "vit": [*ARMS, "top"], "image": [*ARMS, "top"]}
 ON_TWO_PROCESSES = ("newsgroups", "ner", "vit")
-ZERO = Image.fromarray(np.pad(np.full((4, 2), 0, np.uint8), ((1, 1), (1, 1)), constant_values=240)).resize((32, 32)).convert("RGB")
-"""A bright ring on black."""
+ZERO = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
+"""A scan of the embedded digits."""
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
@@ -158,7 +159,7 @@ def test_a_mistake_ends_with_code_2_and_one_sentence() -> None:
         ("newsgroups", 3, "accuracy", 0.4, "My telescope shows Saturn's rings, but the tripod shakes.", "astronomy"),
         ("sentiment", 2, "accuracy", 0.55, "A waste of money: it broke after a week and the support was useless.", "negative"),
         ("ner", 10, "f1", 0.15, "Maria Lopez moved from Lisbon to Oslo.", "location"),
-        ("vit", 2, "accuracy", 0.5, ZERO, "0"),
+        ("vit", 5, "accuracy", 0.6, ZERO, "0"),
     ],
 )
 def test_the_embedded_data_read_whole(name: str, epochs: int, metric: str, least: float, example: Any, label: str, tmp_path: Path) -> None:
