@@ -117,22 +117,31 @@ def with_config(recipe: Recipe, config: Mapping[str, Any], flags: argparse.Names
     Another dataset has other columns and labels, so nothing that was said of the former one is carried over: what a config says
     of the data is kept only where it names no data of its own.
     """
-    if flags.embedded:
+    is_ours = recipe.name in recipe_names() and recipe.arms == load_recipe(recipe.name).arms
+    if flags.embedded and is_ours and flags.checkpoint is None and "checkpoint" not in config:
         rates = EMBEDDED_RATES.get(recipe.task.kind, {})
         recipe = recipe.override({f"arms.{arm}.learning_rate": rate for arm, rate in rates.items() if arm in recipe.arms})
+    named = config.get("data")
+    source = _asked_source(recipe, flags) or (named.get("source") if isinstance(named, dict) else None)
+    if source != recipe.data.source:
+        recipe = recipe.override(EMBEDDED_CHANGES.get(source or "", {}))
     data = config.get("data")
     if isinstance(data, dict) and data.get("source"):
         return _swap_data(replace(recipe, data=DataConfig()).merge(config), flags)
     return _swap_data(recipe, flags).merge(config)
 
 
+def _asked_source(recipe: Recipe, flags: argparse.Namespace) -> str | None:
+    """Give the data that `--dataset` or `--embedded` names, or None."""
+    if flags.dataset is None and flags.embedded and recipe.data.source is not None:
+        return EMBEDDED + recipe.name
+    return flags.dataset
+
+
 def _swap_data(recipe: Recipe, flags: argparse.Namespace) -> Recipe:
-    source = flags.dataset
-    if source is None and flags.embedded and recipe.data.source is not None:
-        source = EMBEDDED + recipe.name
+    source = _asked_source(recipe, flags)
     if source is None or source == recipe.data.source:
         return recipe
-    recipe = recipe.override(EMBEDDED_CHANGES.get(source, {}))
     roles = {role: role for role in recipe.task.columns}
     return replace(recipe, data=DataConfig(source=source, columns=roles, drop_overlap=recipe.data.drop_overlap))
 

@@ -101,6 +101,8 @@ class Arm:
                 raise ValueError(f"{field} orders the blocks that train, with tuning 'head' none does")
         if self.keep_head and self.init == "scratch":
             raise ValueError("keep_head keeps a checkpoint's output layer, an arm from scratch has none to keep")
+        if self.tuning == "lora" and self.init == "scratch":
+            raise ValueError("tuning 'lora' adapts a checkpoint's weights, an arm from scratch has none: take tuning 'full'")
         if (self.tuning == "top") != (self.num_blocks is not None):
             raise ValueError("num_blocks belongs to tuning 'top', which needs it (how many of the last blocks train)")
 

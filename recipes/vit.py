@@ -37,9 +37,9 @@ To the embedded digits:
     full     0.936 [0.679, 1.000]                -0.013 [-0.183, +0.158]    no evidence     1.3 M     360      89 s
 
 The verdict: 40,000 small photos taught this small ViT a little that helps with digits. At 100 rows the pretrained arms lie ahead, short of
-evidence after Holm's correction; at 1,000 scratch does, which is allowed three times the epochs. Given as many (--arms full --epochs 30,
-750 updates), full reaches 0.884 [0.854, 0.914], each of the three seeds above scratch's: ten epochs do not bring it to its end. A frozen
-backbone of photos is a poor reader of digits.
+evidence after Holm's correction. At 1,000 scratch does (of head beyond doubt), which is allowed three times the epochs; given as many
+(--arms full --epochs 30, 750 updates), full reaches 0.884 [0.854, 0.914], each of the three seeds above scratch's: ten epochs do not bring
+it to its end. A frozen backbone of photos is a poor reader of digits.
 Rates: of three an arm by validation loss on MNIST (budget 400, one seed), see EMBEDDED_RATES in hf_transfer/flags.py.
 """
 

@@ -116,6 +116,7 @@ def test_a_processor_and_a_checkpoint_that_disagree_in_size(run: Run, photos: Pa
         (["--set", "task.augmentation.flop=1"], "task.augmentation.flop: unknown key; did you mean 'flip'?"),
         (["--set", "arms.head.layer_decay=0.9"], "layer_decay orders the blocks that train, with tuning 'head' none does"),
         (["--set", "arms.full.layer_decay=1.5"], "arms.full.layer_decay: expected a value less than or equal to 1, found 1.5"),
+        (["--set", "arms.scratch.tuning=lora"], "tuning 'lora' adapts a checkpoint's weights, an arm from scratch has none"),
         (["--set", "arms.lora.l2_sp=1"], "l2_sp holds trained blocks near the checkpoint"),
         (["--set", "arms.scratch.l2_sp=1"], "l2_sp holds trained blocks near the checkpoint"),
         (["--set", "training.class_weights=balanced", "task.augmentation.mixup=1"], "a mixed image has two classes"),
@@ -143,6 +144,23 @@ def test_the_embedded_digits_bring_an_augmentation_that_a_config_may_change(run:
         assert code == 0, err
         augmentation = yaml.safe_load((folder / "recipe.yaml").read_text())["task"]["augmentation"]
         assert (augmentation["flip"], augmentation["zoom"]) == expected
+
+
+def test_embedded_rates_come_with_the_embedded_checkpoint_and_the_recipes_own_arms_only(run: Run, tiny: Path, tmp_path: Path) -> None:
+    limits = ["--arms", "head", "--epochs", "1", "--budgets", "40", "--max-test-rows", "10"]
+    (tmp_path / "mine.yaml").write_text("arms: {head: {tuning: head, learning_rate: 0.02, num_epochs: 1}}")
+    for name, words, rate in (
+        ("ours", [], 5e-2),
+        ("other", ["--checkpoint", tiny], 5e-3),
+        ("mine", ["--config", tmp_path / "mine.yaml"], 2e-2),
+    ):
+        code, _, err = run("run", "vit", "--embedded", *words, *limits, "--output-dir", tmp_path / name)
+        assert code == 0, err
+        assert yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["arms"]["head"]["learning_rate"] == rate
+    # A whole recipe of a run keeps its own rates.
+    code, _, err = run("run", tmp_path / "mine" / "recipe.yaml", "--embedded", "--output-dir", tmp_path / "again")
+    assert code == 0, err
+    assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text())["arms"]["head"]["learning_rate"] == 2e-2
 
 
 def test_a_run_whose_model_was_removed(run: Run, tiny: Path, photos: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Gene
                 raise made
             yield made
     except RuntimeError as error:
-        if isinstance(error, TransferError) or "DataLoader worker" not in str(error):
+        if not ("killed by signal" in str(error) or "exited unexpectedly" in str(error)):
             raise
         raise TrainingError(
             f"a process that reads input ahead was killed ({first_line(error)}): set training.num_workers=0, or give the machine more "

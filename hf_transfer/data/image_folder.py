@@ -28,18 +28,22 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
         files that were not read.
 
     Raises:
-        DataError: An image lies in no class folder, a class has none, or splits stand beside classes.
+        DataError: An image lies in no class folder, a class has none, or splits stand beside other folders.
     """
     folders = _folders_of(folder)
     named = {path: split_names[path.name.lower()] for path in folders if path.name.lower() in split_names}
-    if len(named) < len(folders) and not any(holds_image_folders(inner) for path in named for inner in _folders_of(path)):
+    others = [path.name for path in folders if path not in named]
+    told = []
+    are_classes = not any(name.lower().startswith(tuple(split_names)) for name in others) and not any(
+        holds_image_folders(inner) for path in named for inner in _folders_of(path)
+    )
+    if named and others and are_classes:
         # Among classes, a folder of images called train is one: buses, cars, trains.
+        told = [f"the folder {listed(path.name for path in named)} is read as a class, beside {listed(others)}"]
         named = {}
-    if named and len(named) < len(folders):
-        others = listed(path.name for path in folders if path not in named)
-        raise DataError(
-            f"folder {folder} has folders of splits ({listed(path.name for path in named)}) and others ({others}): keep one kind"
-        )
+    if named and others:
+        splits_found = listed(path.name for path in named)
+        raise DataError(f"folder {folder} has folders of splits ({splits_found}) and others ({listed(others)}): keep one kind")
     if named and "train" not in named.values():
         raise DataError(f"folder {folder} has no folder train: it has {listed(path.name for path in named)}")
     if len(set(named.values())) < len(named):
@@ -64,7 +68,7 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
         for split, images in found.items()
     }
     nested = sorted({name for images in found.values() for path, name in images if path.parent.name != name})
-    told = [f"images in folders inside a class's folder count to that class: {listed(nested, 5)}"] if nested else []
+    told += [f"images in folders inside a class's folder count to that class: {listed(nested, 5)}"] if nested else []
     return splits, _tell(folder, strays) + told
 
 

@@ -53,7 +53,7 @@ class Picture:
             with refuse_bombs():
                 return decode_image(self.read(), num_channels)
         except Exception as error:
-            raise DataError(f"{self.name} was an image when the run began and cannot be read any more: {first_line(error)}") from error
+            raise DataError(f"{self.name} could be read before and cannot any more: {first_line(error)}") from error
 
 
 def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
@@ -83,19 +83,19 @@ def as_seen(opened: Image.Image, num_channels: int = 3) -> Image.Image:
     opened.load()
     image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
-        image = _to_eight_bits(image)
+        # A PGM of 16 bits opens like integers of 32; from any other file those may be 8 bits written by a program that knows no fewer.
+        image = _to_eight_bits(image, may_be_eight=image.mode == "I" and opened.format != "PPM")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return image.convert("RGB" if num_channels == 3 else "L")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image, may_be_eight: bool) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
         raise PixelError(f"pixels of mode {image.mode} from {pixels.min():g} to {pixels.max():g}, expected 8 or 16 bits")
-    # Integers of 32 bits that need no more than 8 were written so by a program that knows no fewer.
-    divisor = 1 if image.mode == "I" and pixels.max() <= 255 else 257
+    divisor = 1 if may_be_eight and pixels.max() <= 255 else 257
     return Image.fromarray(np.round(pixels / divisor).astype(np.uint8))
 
 
@@ -188,7 +188,7 @@ def _named_reader(split: str, dataset: Dataset, row: int, root: Path | None) -> 
     if isinstance(held, bytes):
         return f"{split} row {row}", functools.partial(_bytes_of, dataset, row)
     if not isinstance(path, str) or not path:
-        if value in (None, "") or isinstance(value, dict):
+        if value in (None, "") or (isinstance(value, dict) and {"bytes", "path"} & set(value)):
             raise DataError(f"{split} row {row} (counted from 0) has no image: fill it, or remove the row")
         raise DataError(
             f"{split} row {row}: expected an image (encoded, or the path of its file) in the image column, found {type(value).__name__}: "

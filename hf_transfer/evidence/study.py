@@ -244,7 +244,7 @@ def describe_start(architecture: Architecture) -> list[str]:
     """Tell which trainings of this package made a checkpoint, and whether its output layer is kept."""
     links = [f"{link['arm']} on {link['dataset']} ({link['train_rows']:,} rows)" for link in architecture.checkpoint.chain]
     told = [f"the checkpoint was trained before: {', then '.join(links)}"] if links else []
-    if same_labels(architecture.checkpoint.config, architecture.config):
+    if architecture.has_output_layer and same_labels(architecture.checkpoint.config, architecture.config):
         told.append("the checkpoint's labels are the data's: its output layer is kept, but for scratch")
     return told
 
@@ -256,8 +256,9 @@ def augments(arm: Arm) -> bool:
 
 def _describe_augmentation(arms: dict[str, bool]) -> str:
     on, off = ([name for name, augmented in arms.items() if augmented is wanted] for wanted in (True, False))
-    told = f"training images are augmented for {listed(on) or 'no arm'}"
-    return f"{told}, not for {listed(off)} (arms.{off[0]}.augment)" if off else told
+    if not on:
+        return f"training images are not augmented for {listed(off)} (arms.{off[0]}.augment)"
+    return f"training images are augmented for {listed(on)}" + (f", not for {listed(off)} (arms.{off[0]}.augment)" if off else "")
 
 
 def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:

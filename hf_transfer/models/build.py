@@ -48,6 +48,8 @@ class Architecture:
     """"mean" where a block that pools was added behind the last."""
     fixed: frozenset[str] = frozenset()
     """The parameters of that block, which train under no tuning."""
+    has_output_layer: bool = False
+    """The checkpoint holds an output layer for as many labels."""
 
 
 def inspect(
@@ -71,9 +73,7 @@ def inspect(
     config = labelled_config(checkpoint.config, labels, dropout)
     if reads_texts_whole and (read_pooling(checkpoint.folder) is not None or has_pooling_block(checkpoint.folder)):
         return _inspect_sentence_encoder(checkpoint, auto_model, config)
-    if has_pooling_block(checkpoint.folder):
-        config = without_pooling_block(config, checkpoint.folder)
-    return _inspect(checkpoint, auto_model, config)
+    return _inspect(checkpoint, auto_model, without_pooling_block(config, checkpoint.folder))
 
 
 def build_model(architecture: Architecture, init: str, seed: int, keep_head: bool = False) -> nn.Module:
@@ -164,8 +164,8 @@ def quiet_loading() -> Iterator[None]:
 def _inspect(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> Architecture:
     output_layer = _output_layer(checkpoint, auto_model, config)
     _, info = _load(checkpoint, auto_model, config)
-    head = frozenset(info["missing_keys"]) | _names(info["mismatched_keys"]) | output_layer
-    return Architecture(checkpoint, auto_model, config, output_layer, head)
+    new = frozenset(info["missing_keys"]) | _names(info["mismatched_keys"])
+    return Architecture(checkpoint, auto_model, config, output_layer, new | output_layer, has_output_layer=not output_layer & new)
 
 
 def _inspect_sentence_encoder(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> Architecture:

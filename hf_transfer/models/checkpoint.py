@@ -59,9 +59,9 @@ class Checkpoint:
         """Give the commit, where the folder is a snapshot of the Hub's cache."""
         return self.origin.name if re.fullmatch(r"[0-9a-f]{40}", self.origin.name) else None
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
-        """Give the hash of the weights."""
+        """Give the hash of the weights, as they are when it is first asked for."""
         return sha256_of_weights(self.origin)
 
     @property
@@ -88,7 +88,7 @@ def open_checkpoint(
     """
     folder = find_checkpoint_folder(name, local_files_only, revision)
     if not weight_files(folder):
-        if inside := sorted(folder.glob(f"**/{MODEL_FOLDER}/{SIDECAR_FILE}")):
+        if inside := sorted(path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{MODEL_FOLDER}/{SIDECAR_FILE}")):
             raise CheckpointError(f"checkpoint {name} is a part of a run: give the whole run, or one model of it ({inside[0].parent})")
         raise CheckpointError(
             f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}"

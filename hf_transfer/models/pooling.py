@@ -56,7 +56,8 @@ def with_pooling_block(config: PretrainedConfig, folder: Path) -> PretrainedConf
 def without_pooling_block(config: PretrainedConfig, folder: Path) -> PretrainedConfig:
     """Give a copy of a config without the block that pools, where its checkpoint's folder holds one: behind it all tokens are alike."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers -= has_pooling_block(folder)
+    if has_pooling_block(folder):
+        config.num_hidden_layers -= 1
     return config
 
 

@@ -24,7 +24,7 @@ from hf_transfer.models.checkpoint import (
     open_checkpoint,
     sha256_of_weights,
 )
-from hf_transfer.models.pooling import has_pooling_block, with_pooling_block, without_pooling_block
+from hf_transfer.models.pooling import with_pooling_block, without_pooling_block
 from hf_transfer.models.tuning import quiet_peft, show_convolutions
 from hf_transfer.recipe import read_yaml
 from hf_transfer.task_configs import Task, task_from_dict
@@ -111,7 +111,7 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
         config = labelled_config(checkpoint.config, sidecar.labels)
         if sidecar.pooling is not None:
             config = with_pooling_block(config, checkpoint.folder)
-        elif has_pooling_block(checkpoint.folder):
+        else:
             config = without_pooling_block(config, checkpoint.folder)
         architecture = Architecture(checkpoint, auto_model, config, frozenset(), frozenset(), pooling=sidecar.pooling)
         plain = build_model(architecture, "pretrained", seed=0)
@@ -172,7 +172,8 @@ def _cache_only(name: str) -> bool:
 def _find_base(folder: Path, sidecar: Sidecar) -> Path:
     """Find the folder of a checkpoint whose weights are those the adapter was trained on.
 
-    Asked in turn: what the run was started from, the embedded package, the cache or the Hub.
+    Asked in turn: what the run's recipe names, from here and from the folders above the run, the embedded package, the cache or the Hub,
+    and last the models of the runs beside it.
 
     Raises:
         CheckpointError: None of them has these weights.
@@ -182,11 +183,12 @@ def _find_base(folder: Path, sidecar: Sidecar) -> Path:
             base = find_checkpoint_folder(candidate, _cache_only(candidate), sidecar.base_revision)
             if sha256_of_weights(base) == sidecar.base_sha256:
                 return base
-        except TransferError:
+        except (TransferError, OSError, ValueError, KeyError):
+            # What is not there, or half there, is not the base.
             continue
     raise CheckpointError(
         f"cannot find the base of adapter {folder}: it was trained on {sidecar.base_checkpoint} (weights {sidecar.base_sha256[:12]}), "
-        "which is neither where its run's recipe says, nor in the runs beside it, nor embedded, nor in the cache or on the Hub; move that "
+        "which is neither where its run's recipe says, nor embedded, nor in the cache or on the Hub, nor in the runs beside it; move that "
         "run beside this one, or in Python give its folder: ht.load(folder, base=...)"
     )
 
@@ -197,11 +199,13 @@ def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
         started_from = read_yaml(run_folder / RECIPE_FILE).get("checkpoint", "")
         if is_local_checkpoint(started_from):
             yield started_from
-        # The run may have been started in another folder than we are in, or moved with those beside it.
+        # The run may have been started in another folder than we are in.
         yield from (str(path) for parent in run_folder.parents if (path := parent / started_from).is_dir())
-        yield from (str(path) for path in sorted(run_folder.parent.glob(f"*/*/*/*/{MODEL_FOLDER}")))
     for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
         if hub_id == sidecar.base_checkpoint:
             yield EMBEDDED + name
-    if "/" in sidecar.base_checkpoint:
+    if not sidecar.base_checkpoint.startswith(EMBEDDED):
         yield sidecar.base_checkpoint
+    if run_folder is not None:
+        # Or it was moved with those beside it.
+        yield from (str(path) for path in sorted(run_folder.parent.glob(f"*/*/*/*/{MODEL_FOLDER}")) if path != folder)

@@ -61,7 +61,8 @@ def apply_tuning(
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Find the stack of blocks: the outermost `ModuleList` of two or more that holds most parameters, the deeper of equals.
 
-    Of an encoder and a decoder that is the decoder; where stages are stacks themselves (Swin, MobileViT), a block is a stage.
+    Of an encoder and a decoder as deep that is the decoder, which attends to both; where stages are stacks themselves (Swin, MobileViT), a
+    block is a stage.
 
     Returns:
         Its full name and the list.
@@ -90,7 +91,7 @@ def depths_of(model: nn.Module, head: frozenset[str]) -> dict[str, int]:
         head: Names of the head's parameters, which are deepest wherever they lie.
 
     Raises:
-        CheckpointError: The architecture has no stack of like blocks.
+        CheckpointError: The architecture has no stack of blocks.
     """
     prefix, blocks = find_blocks(model)
     depths = {}

@@ -21,7 +21,8 @@ def load_tokenizer(folder: Path, name: str, config: PretrainedConfig) -> PreTrai
     Raises:
         CheckpointError: There is none, it cannot pad, or it cannot say which token belongs to which word.
     """
-    if (folder / "preprocessor_config.json").is_file() and not any(folder.glob("*token*")):
+    vocabularies = [path for name in ("*token*", "vocab*", "*.model") for path in folder.glob(name)]
+    if (folder / "preprocessor_config.json").is_file() and not vocabularies:
         raise CheckpointError(f"checkpoint {name} reads images, not texts: it has a preprocessor_config.json and no tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

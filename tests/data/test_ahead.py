@@ -53,3 +53,15 @@ def test_a_worker_that_is_killed_ends_in_one_sentence() -> None:
     made = make_ahead(functools.partial(dies, parent=os.getpid()), 9, 1)
     with pytest.raises(TrainingError, match="reads input ahead was killed .*: set training.num_workers=0, or give the machine more shared"):
         list(made)
+
+
+def stumbles(index: int) -> int:
+    if index == 3:
+        raise RuntimeError("a bug of ours")
+    return index
+
+
+def test_a_bug_in_a_worker_keeps_its_own_error() -> None:
+    with pytest.raises(RuntimeError, match="a bug of ours") as error:
+        list(make_ahead(stumbles, 9, 1))
+    assert not isinstance(error.value, TrainingError)

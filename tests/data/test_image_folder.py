@@ -141,6 +141,7 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     """Vehicles, and parts that passed or failed: a folder of images is a class."""
     for folder, classes in (("vehicles", ["bus", "car", "train"]), ("parts", ["invalid", "valid"])):
         fill(tmp_path / folder, *(f"{name}/a.png" for name in classes))
+        assert "is read as a class, beside" in load_source(str(tmp_path / folder)).notices[0]
         assert load_source(str(tmp_path / folder)).splits["train"].features["label"].names == classes
 
 
@@ -157,3 +158,10 @@ def test_folders_inside_a_class_are_told_and_a_wrapping_folder_is_named(tmp_path
     fill(tmp_path / "wrap", "photos/cat/1.png", "photos/dog/2.png")
     with pytest.raises(DataError, match=r"holds one folder, photos, .*\(cat, dog\): did you mean --dataset .*wrap/photos\?"):
         load_source(str(tmp_path / "wrap"))
+
+
+def test_loose_images_in_folders_called_like_splits_are_no_classes(tmp_path: Path) -> None:
+    """Cats and dogs as Kaggle gives them: train/cat.0.jpg and test1/1.jpg."""
+    fill(tmp_path, "train/cat.0.png", "train/dog.0.png", "test1/1.png")
+    with pytest.raises(DataError, match="folders of splits"):
+        load_source(str(tmp_path))

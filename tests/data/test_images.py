@@ -190,3 +190,11 @@ def test_a_row_without_an_image_is_named(column: list[object]) -> None:
 def test_a_column_of_something_else_is_refused() -> None:
     with pytest.raises(DataError, match="^test row 0: expected an image .* found int: name another column; there are image, other$"):
         read_pictures("test", Dataset.from_dict({"image": [7], "other": ["x"]}), None)
+
+
+def test_sixteen_bits_are_scaled_alike_however_dark_the_image(tmp_path: Path) -> None:
+    """A PGM of 16 bits opens as integers of 32, whose largest value says nothing of their range."""
+    for largest, expected in ((200, 1), (300, 1), (65535, 255)):
+        pixels = np.full((4, 4), largest, dtype=">u2")
+        data = b"P5 4 4 65535\n" + pixels.tobytes()
+        assert np.asarray(decode_image(data, 1)).max() == expected

@@ -265,7 +265,7 @@ def test_a_run_says_what_it_starts_from_and_whether_it_keeps_the_output_layer(tm
         told = capsys.readouterr().err
         assert "note: the checkpoint was trained before: arm on data (26 rows)" in told
         assert ("note: the checkpoint's labels are the data's: its output layer is kept, but for scratch" in told) is kept
-        assert "note: training images are augmented for no arm, not for arm (arms.arm.augment)" in told
+        assert "note: training images are not augmented for arm (arms.arm.augment)" in told
     with pytest.raises(ht.TransferError, match="is a part of a run: give the whole run, or one model of it .*budget-all/seed-0/model"):
         ht.run(first.override({"checkpoint": str(tmp_path / "first" / "arm")}), output_dir=tmp_path / "third")
 
