@@ -244,6 +244,10 @@ def test_a_chain_that_was_moved_together_is_still_found(tmp_path: Path) -> None:
     ht.run(second, output_dir=tmp_path / "runs" / "second")
     photo = next((data / "disc").iterdir())
     expected = ht.load(tmp_path / "runs" / "second").predict([photo])
+    half = tmp_path / "runs" / "broken" / "arm/budget-all/seed-0/model"
+    half.mkdir(parents=True)
+    (half / "adapter_config.json").touch()
+    (half / "hf_transfer.json").touch()
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     model = ht.load(tmp_path / "elsewhere" / "second")
     assert model.predict([photo]) == expected
