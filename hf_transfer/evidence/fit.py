@@ -81,6 +81,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments(arm) else None,
         label_smoothing=settings.label_smoothing,
         focal_gamma=settings.focal_gamma,
+        unit="patches" if study.task.READS_FILES else "tokens",
     )
     can_choose = len(validation_rows) >= MIN_ROWS_TO_CHOOSE
     return train(

@@ -32,6 +32,8 @@ class Batches:
     """Reads windows at random, with the partners they are mixed with; None = `collate` reads them."""
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
+    unit: str = "tokens"
+    """What a window's cost is counted in, for a person to read."""
 
 
 @dataclass(frozen=True)

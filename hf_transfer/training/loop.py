@@ -98,7 +98,7 @@ def train(
     epoch_loss = epoch_weight = 0.0
     read = functools.partial(read_update, plan=plan, batches=batches, process=accelerator.process_index)
     ahead = closing(make_ahead(read, plan.num_updates, num_workers))
-    with ahead as updates, Progress(title, plan.num_updates, shown=accelerator.is_main_process) as progress:
+    with ahead as updates, Progress(title, plan.num_updates, accelerator.is_main_process, batches.unit) as progress:
         for update in range(plan.num_updates):
             started = time.perf_counter()
             if update % plan.updates_per_epoch == 0:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 class Progress:
     """Counts updates, rows and tokens of one training, and shows rows/s, tokens/s and the time left."""
 
-    def __init__(self, title: str, num_updates: int, shown: bool) -> None:
+    def __init__(self, title: str, num_updates: int, shown: bool, unit: str = "tokens") -> None:
         self._bar = tqdm(
             total=num_updates,
             desc=title,
@@ -19,7 +19,7 @@ class Progress:
             leave=False,
             dynamic_ncols=True,
         )
-        self._title, self._shown = title, shown
+        self._title, self._shown, self._unit = title, shown, unit
         self._updates = self._rows = self._tokens = 0
         self._seconds = 0.0
         self._wait_seconds: float | None = None
@@ -56,4 +56,4 @@ class Progress:
     def _rates(self) -> str:
         seconds = max(self._seconds, 1e-9)
         wait = "" if self._wait_seconds is None else f"  {self._wait_seconds / seconds:.0%} waiting for input"
-        return f"{self._rows / seconds:.0f} rows/s  {self._tokens / seconds:,.0f} tokens/s{wait}"
+        return f"{self._rows / seconds:.0f} rows/s  {self._tokens / seconds:,.0f} {self._unit}/s{wait}"
