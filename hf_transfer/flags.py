@@ -205,7 +205,7 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     what.add_argument(
         "--embedded",
         action="store_true",
-        help="use the small data and checkpoint that come with the package: no Hub needed",
+        help="use the small data and checkpoint that come with the package (for images, at rates that suit it): no Hub needed",
     )
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
+import torch
 from torch import nn
 
 from hf_transfer.evidence.measure import evaluate, loss_shares
@@ -54,23 +55,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         num_processes=study.accelerator.num_processes,
     )
     model.to(study.accelerator.device)
-    head = study.architecture.head
-    depths = depths_of(model, head) if arm.layer_decay is not None or arm.gradual_unfreezing is not None else None
-    pulled = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in head} if arm.l2_sp is not None else {}
-    optimizer = build_optimizer(
-        model,
-        settings.optimizer,
-        arm.learning_rate,
-        arm.weight_decay,
-        depths,
-        layer_decay=1.0 if arm.layer_decay is None else arm.layer_decay,
-        undecayed=pulled,
-    )
-    unfreezing = starting_point = None
-    if arm.gradual_unfreezing is not None and depths is not None:
-        unfreezing = Unfreezing(model, depths, plan.num_updates, arm.gradual_unfreezing)
-    if arm.l2_sp is not None:
-        starting_point = StartingPoint(optimizer, list(pulled.values()), arm.l2_sp)
+    optimizer, unfreezing, starting_point = _regularized(model, arm, study.architecture.head, settings.optimizer, plan.num_updates)
     batches = Batches(
         layout,
         rows.labels,
@@ -102,6 +87,20 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         num_workers=study.num_workers,
         title=title,
     )
+
+
+def _regularized(
+    model: nn.Module, arm: Arm, head: frozenset[str], optimizer: str, num_updates: int
+) -> tuple[torch.optim.Optimizer, Unfreezing | None, StartingPoint | None]:
+    """Give the optimizer with an arm's layer decay, and what holds its blocks back or pulls them to where they are now."""
+    ordered = arm.layer_decay is not None or arm.gradual_unfreezing is not None
+    depths = depths_of(model, head) if ordered else {}
+    pulled = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in head} if arm.l2_sp is not None else {}
+    layer_decay = 1.0 if arm.layer_decay is None else arm.layer_decay
+    built = build_optimizer(model, optimizer, arm.learning_rate, arm.weight_decay, depths, layer_decay, undecayed=pulled)
+    unfreezing = None if arm.gradual_unfreezing is None else Unfreezing(model, depths, num_updates, arm.gradual_unfreezing)
+    starting_point = None if arm.l2_sp is None else StartingPoint(built, list(pulled.values()), arm.l2_sp)
+    return built, unfreezing, starting_point
 
 
 def class_weights(labels: np.ndarray, names: Sequence[str], weights: str | dict[str, float], task: ModuleType) -> np.ndarray:
