@@ -113,7 +113,7 @@ def _run(recipe: Recipe, chosen: dict[str, Any], output_dir: str | None) -> None
 
 def _add_name(parser: Parser) -> None:
     names = ", ".join(recipe_names())
-    what = f"a recipe ({names}; text and ner take your own data, too), or a .py or .yaml file"
+    what = f"a recipe ({names}; text, ner and image take your own data, too), or a .py or .yaml file"
     parser.add_argument("name", metavar="NAME", nargs="?", help=what)
 
 

@@ -121,11 +121,10 @@ def with_config(recipe: Recipe, config: Mapping[str, Any], flags: argparse.Names
     if flags.embedded and is_ours and flags.checkpoint is None and "checkpoint" not in config:
         rates = EMBEDDED_RATES.get(recipe.task.kind, {})
         recipe = recipe.override({f"arms.{arm}.learning_rate": rate for arm, rate in rates.items() if arm in recipe.arms})
-    named = config.get("data")
-    source = _asked_source(recipe, flags) or (named.get("source") if isinstance(named, dict) else None)
+    data = config.get("data")
+    source = _asked_source(recipe, flags) or (data.get("source") if isinstance(data, dict) else None)
     if source != recipe.data.source:
         recipe = recipe.override(EMBEDDED_CHANGES.get(source or "", {}))
-    data = config.get("data")
     if isinstance(data, dict) and data.get("source"):
         return _swap_data(replace(recipe, data=DataConfig()).merge(config), flags)
     return _swap_data(recipe, flags).merge(config)

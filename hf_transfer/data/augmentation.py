@@ -1,7 +1,7 @@
 """A training image changed at random, by a generator that is its own: what comes out is a function of the image and the generator.
 
 Images are changed at the model's size, in 8 bits and by Pillow, so a photo of any size costs the same; what mixes two images works on the
-model's input. `hf_transfer.recipe.Augmentation` says what each number means.
+model's input. `hf_transfer.task_configs.Augmentation` says what each number means.
 """
 
 import math

@@ -15,22 +15,22 @@ from transformers import AutoModelForImageClassification, PretrainedConfig
 from hf_transfer.data.augmentation import change_image, erase, mix, random_crop
 from hf_transfer.data.image_folder import IMAGE_SUFFIXES
 from hf_transfer.data.images import Picture, as_seen, check_images, read_pictures
-from hf_transfer.data.labels import read_labels
 from hf_transfer.data.roles import Examples
-from hf_transfer.data.sources import Source, select_roles
+from hf_transfer.data.sources import Source
 from hf_transfer.errors import ConfigError, DataError
 from hf_transfer.task_configs import Augmentation, ImageClassification
-from hf_transfer.tasks.image_processor import ImageProcessor, load_image_processor
-from hf_transfer.tasks.items import Draw, EncodedRow, ImageWindow
-from hf_transfer.tasks.text_classification import (
+from hf_transfer.tasks.classification import (
     check_labels,
     count_labels,
     decode,
     item_logits,
     item_shares,
+    read_rows,
     to_answers,
     weights_by_class,
 )
+from hf_transfer.tasks.image_processor import ImageProcessor, load_image_processor
+from hf_transfer.tasks.items import Draw, EncodedRow, ImageWindow
 
 __all__ = ["check_labels", "count_labels", "decode", "item_logits", "item_shares", "to_answers", "weights_by_class"]
 
@@ -63,23 +63,15 @@ def read(
     Raises:
         DataError: A column, an image or a label is missing or wrong; names the row or the file.
     """
-    labels_optional = frozenset((split, role) for split in ("validation", "test") for role in ("label", "label_name"))
-    selected = select_roles(source.splits, columns, optional=labels_optional)
-    names, ids = read_labels(selected, label_names)
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
-        raise DataError(
-            f"the label column '{columns['label']}' holds names of files ('{names[0]}'), expected classes: name another with --columns "
-            "label=COLUMN"
-        )
-    examples: dict[str, Examples | None] = {}
-    for split, dataset in selected.items():
-        labels = ids[split]
-        if labels is None:
-            examples[split] = None
-        else:
-            pictures = read_pictures(split, dataset, source.root)
-            examples[split] = Examples(np.arange(len(pictures)), pictures, list(labels[:, None]), strata=labels)
-    return names, examples
+
+    def check_names(names: Sequence[str]) -> None:
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+            raise DataError(
+                f"the label column '{columns['label']}' holds names of files ('{names[0]}'), expected classes: name another with --columns "
+                "label=COLUMN"
+            )
+
+    return read_rows(source, columns, label_names, lambda split, dataset: read_pictures(split, dataset, source.root), check_names)
 
 
 def load_processor(folder: Path, name: str, config: PretrainedConfig) -> ImageProcessor:

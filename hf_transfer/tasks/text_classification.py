@@ -7,14 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.batches import pad
-from hf_transfer.data.labels import read_labels
-from hf_transfer.data.roles import Corpus, Examples, check_classes
-from hf_transfer.data.sources import Source, select_roles
-from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
+from hf_transfer.data.roles import Examples
+from hf_transfer.data.sources import Source
+from hf_transfer.errors import ConfigError, DataError, listed
 from hf_transfer.task_configs import TextClassification
+from hf_transfer.tasks.classification import (
+    check_labels,
+    count_labels,
+    decode,
+    item_logits,
+    item_shares,
+    read_rows,
+    to_answers,
+    weights_by_class,
+)
 from hf_transfer.tasks.items import EncodedRow, TextWindow, Window
 from hf_transfer.tasks.tokenizers import (
     NO_LIMIT,
@@ -27,7 +37,19 @@ from hf_transfer.tasks.tokenizers import (
     measure_lengths,
 )
 
-__all__ = ["augmenter", "check_reach", "describe_misfit", "describe_reach"]
+__all__ = [
+    "augmenter",
+    "check_labels",
+    "check_reach",
+    "count_labels",
+    "decode",
+    "describe_misfit",
+    "describe_reach",
+    "item_logits",
+    "item_shares",
+    "to_answers",
+    "weights_by_class",
+]
 
 AUTO_MODEL = AutoModelForSequenceClassification
 PEFT_TASK_TYPE = "SEQ_CLS"
@@ -62,48 +84,16 @@ def read(
     Raises:
         DataError: A column, a text or a label is missing or wrong; names the row.
     """
-    labels_optional = frozenset((split, role) for split in ("validation", "test") for role in ("label", "label_name"))
-    selected = select_roles(source.splits, columns, optional=labels_optional)
-    names, ids = read_labels(selected, label_names)
-    examples: dict[str, Examples | None] = {}
-    for split, dataset in selected.items():
-        labels = ids[split]
-        if labels is None:
-            examples[split] = None
-            continue
+
+    def inputs_of(split: str, dataset: Dataset) -> list[Any]:
         texts: list[Any] = _texts(split, "text", dataset["text"][:], task)
-        if "text_pair" in columns:
-            seconds = _texts(split, "text_pair", dataset["text_pair"][:], task)
-            _check_pairs(split, texts, seconds)
-            texts = list(zip(texts, seconds, strict=True))
-        examples[split] = Examples(np.arange(len(texts)), texts, list(labels[:, None]), strata=labels)
-    return names, examples
+        if "text_pair" not in columns:
+            return texts
+        seconds = _texts(split, "text_pair", dataset["text_pair"][:], task)
+        _check_pairs(split, texts, seconds)
+        return list(zip(texts, seconds, strict=True))
 
-
-def check_labels(corpus: Corpus, names: Sequence[str]) -> list[str]:
-    """Refuse data of one class, and labels that training lacks; give sentences to tell.
-
-    Raises:
-        DataError: Names the labels.
-    """
-    return check_classes(corpus, names)
-
-
-def count_labels(labels: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, int]:
-    """Count the rows of each class."""
-    counts = np.bincount(np.concatenate([np.zeros(0, dtype=np.int64), *labels]), minlength=len(names))
-    return dict(zip(names, counts.tolist(), strict=True))
-
-
-def weights_by_class(weights: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
-    """Give the weight of each class, (C,) float64, from weights by label name; others 1.
-
-    Raises:
-        ConfigError: There is no such label.
-    """
-    if unknown := sorted(set(weights) - set(names)):
-        raise ConfigError(f"class_weights names '{unknown[0]}', labels are {listed(names)}{did_you_mean(unknown[0], names)}")
-    return np.array([weights.get(name, 1.0) for name in names])
+    return read_rows(source, columns, label_names, inputs_of)
 
 
 def load_processor(folder: Path, name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
@@ -138,16 +128,6 @@ def collate(windows: Sequence[TextWindow], processor: PreTrainedTokenizerBase) -
     return arguments
 
 
-def item_logits(logits: torch.Tensor, windows: Sequence[TextWindow]) -> torch.Tensor:
-    """Give the logits of each item, (M, C): a text is one item."""
-    return logits
-
-
-def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Give the likeliest class id of each text, (M,), from probabilities (M, C)."""
-    return probabilities.argmax(axis=1)
-
-
 def probe_windows(tokenizer: PreTrainedTokenizerBase, task: TextClassification, num_windows: int) -> list[Window]:
     """Give windows of `max_length` tokens, encoded like any text: some architectures look for their special tokens."""
     return [encode(tokenizer, ["a " * task.max_length], task)[0][0]] * num_windows
@@ -157,11 +137,6 @@ def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: Tex
     """Measure texts before any is cut."""
     kept = "both ends" if task.keep == "both" else f"the {task.keep}"
     return measure_lengths(encode(tokenizer, inputs, replace(task, max_length=NO_LIMIT)), task.max_length, f"cut ({kept} kept)")
-
-
-def item_shares(num_items: np.ndarray, task: TextClassification) -> np.ndarray:
-    """Give what each item of a row counts by its row, (B,): 1."""
-    return np.ones(len(num_items))
 
 
 def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
@@ -183,23 +158,6 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
         texts = [_clean(text, task) for text in texts]
         cleaned.append(tuple(texts) if pairs else texts[0])
     return cleaned
-
-
-def to_answers(
-    values: Sequence[Any], probabilities: Sequence[np.ndarray], predictions: Sequence[np.ndarray], names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Give `{"label", "score" (its probability), "probabilities" (label -> probability)}` for each text.
-
-    Args:
-        values: What the user passed, (B,).
-        probabilities: (B,) of (1, C).
-        predictions: Class ids, (B,) of (1,).
-        names: Label names, (C,).
-    """
-    return [
-        {"label": names[chosen], "score": float(of_row[0, chosen]), "probabilities": dict(zip(names, map(float, of_row[0]), strict=True))}
-        for of_row, (chosen,) in zip(probabilities, predictions, strict=True)
-    ]
 
 
 def _texts(split: str, role: str, values: list[Any], task: TextClassification) -> list[str]:
