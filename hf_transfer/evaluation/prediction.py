@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_transfer.data.ahead import make_ahead
 from hf_transfer.data.batches import cut, deal
+from hf_transfer.models.cpu_kernels import cpu_kernels
 from hf_transfer.tasks.items import Layout, Window
 
 Collate = Callable[[Sequence[Window]], dict[str, torch.Tensor]]
@@ -53,7 +54,7 @@ def predict_logits(
 
     model.eval()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    with torch.inference_mode(), autocast, closing(make_ahead(read, len(pieces), num_workers)) as made:
+    with torch.inference_mode(), autocast, cpu_kernels(device), closing(make_ahead(read, len(pieces), num_workers)) as made:
         for positions, read_arguments in zip(pieces, made, strict=True):
             windows = [layout.windows[position] for position in positions]
             arguments = {name: tensor.to(device) for name, tensor in read_arguments.items()}

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from hf_transfer.data.images import num_cores
 from hf_transfer.errors import ConfigError
+from hf_transfer.models.cpu_kernels import bound_kernel_cache
 
 CPU_MICRO_BATCH_TOKENS = 1024
 GPU_MICRO_BATCH_TOKENS = 8192
@@ -24,6 +25,8 @@ def make_accelerator(precision: str) -> Accelerator:
         ConfigError: The device cannot do the precision.
     """
     on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        bound_kernel_cache()
     resolved = auto_precision() if precision == "auto" else precision
     if resolved == "fp16" and on_cpu:
         raise ConfigError("precision fp16 needs a GPU, found a CPU only: take auto, bf16 or fp32")

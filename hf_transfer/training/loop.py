@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_transfer.data.ahead import make_ahead
 from hf_transfer.errors import TrainingError
+from hf_transfer.models.cpu_kernels import cpu_kernels, make_dense, sparse_gradients
 from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
 from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.batches import Batches, Read, read_update
@@ -93,6 +94,7 @@ def train(
     unwrapped = model
     model, optimizer = accelerator.prepare(model, optimizer)
     trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
+    sparse = sparse_gradients(unwrapped) if accelerator.device.type == "cpu" and accelerator.num_processes == 1 else []
     done = Training()
     best = _BestState(trainable | batch_norm_statistics(unwrapped))
     epoch_loss = epoch_weight = 0.0
@@ -112,6 +114,7 @@ def train(
             if unfreezing is not None:
                 unfreezing.begin(update)
             loss = _forward_backward(model, micro_batches, plan, update, batches, accelerator)
+            make_dense(sparse)
             if unfreezing is not None:
                 unfreezing.hold_back(update)
             norm = accelerator.clip_grad_norm_(list(trainable.values()), math.inf if max_grad_norm is None else max_grad_norm)
@@ -189,11 +192,13 @@ def _forward_backward(
     total = torch.zeros((), device=accelerator.device)
 
     def backward(read: Read) -> None:
-        torch.manual_seed(plan.dropout_seed(update, read.micro_batch))
+        seed = plan.dropout_seed(update, read.micro_batch)
+        torch.manual_seed(seed)
         windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
         arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in read.arguments.items()}
         labels, weights = read.labels.to(accelerator.device), read.weights.to(accelerator.device)
-        logits = batches.item_logits(model(**arguments).logits, windows)
+        with cpu_kernels(accelerator.device, seed):
+            logits = batches.item_logits(model(**arguments).logits, windows)
         losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
         if read.partners is not None and read.shares is not None:
             partners, shares = read.partners.to(accelerator.device), read.shares.to(accelerator.device)
