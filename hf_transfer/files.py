@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.errors import RunFolderError
+from hf_transfer.errors import ConfigError, RunFolderError
 
 RECIPE_FILE = "recipe.yaml"
 COMPARISON_FILE = "comparison.json"
@@ -23,6 +23,28 @@ PREDICTIONS_FILE = "predictions.parquet"
 MODEL_FOLDER = "model"
 SIDECAR_FILE = "hf_transfer.json"
 CARD_FILE = "README.md"
+
+
+CACHE_GIB = 20.0
+
+
+def cache_folder() -> Path:
+    """Give the folder of what may be computed again: `HF_TRANSFER_CACHE`, or `hf_transfer` where the system keeps caches."""
+    given = os.environ.get("HF_TRANSFER_CACHE")
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hf_transfer").expanduser()
+
+
+def cache_limit_bytes() -> int:
+    """Give the bytes that folder may take: `HF_TRANSFER_CACHE_GIB`, 20 where it is not set.
+
+    Raises:
+        ConfigError: It is set to no number.
+    """
+    given = os.environ.get("HF_TRANSFER_CACHE_GIB", str(CACHE_GIB))
+    try:
+        return max(0, int(float(given) * 2**30))
+    except (ValueError, OverflowError):
+        raise ConfigError(f"HF_TRANSFER_CACHE_GIB must be a number of GiB, found {given!r}") from None
 
 
 def cell_folder(run_folder: Path, arm: str, budget: int | str, seed: int) -> Path:

@@ -1,6 +1,6 @@
 """THE prediction loop: rows in, logits of their items out in the same order, on any number of processes, with or without references."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
@@ -17,6 +17,39 @@ from hf_transfer.tasks.items import Layout, Window
 
 Collate = Callable[[Sequence[Window]], dict[str, torch.Tensor]]
 ItemLogits = Callable[[torch.Tensor, Sequence[Window]], torch.Tensor]
+
+
+def run_windows(
+    run: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    windows: Sequence[Window],
+    collate: Collate,
+    max_tokens: int,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+    num_workers: int = 0,
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Run windows through a function without gradients, in micro-batches of like lengths, the longest first.
+
+    Args:
+        run: Forward arguments on the device -> what comes out.
+        windows: (W,).
+        collate: Windows -> forward arguments.
+        max_tokens: Padded tokens a micro-batch may hold.
+        device: Of the model.
+        autocast: Precision.
+        num_workers: Processes that read the input ahead.
+
+    Yields:
+        Positions of the micro-batch's windows, and what came out.
+    """
+    pieces = cut(np.array([window.cost for window in windows], dtype=np.int64), max_tokens)
+
+    def read(index: int) -> dict[str, torch.Tensor]:
+        return collate([windows[position] for position in pieces[index]])
+
+    with torch.inference_mode(), autocast, cpu_kernels(device), closing(make_ahead(read, len(pieces), num_workers)) as made:
+        for positions, arguments in zip(pieces, made, strict=True):
+            yield positions, run({name: tensor.to(device, non_blocking=True) for name, tensor in arguments.items()})
 
 
 def predict_logits(
@@ -47,19 +80,13 @@ def predict_logits(
     share = deal(lengths, num_processes)[process]
     device = accelerator.device if accelerator else next(model.parameters()).device
     autocast: AbstractContextManager[Any] = accelerator.autocast() if accelerator else nullcontext()
-    pieces = [share[piece] for piece in cut(lengths[share], max_tokens)]
-
-    def read(index: int) -> dict[str, torch.Tensor]:
-        return collate([layout.windows[position] for position in pieces[index]])
-
+    windows = [layout.windows[position] for position in share]
     model.eval()
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    with torch.inference_mode(), autocast, cpu_kernels(device), closing(make_ahead(read, len(pieces), num_workers)) as made:
-        for positions, read_arguments in zip(pieces, made, strict=True):
-            windows = [layout.windows[position] for position in positions]
-            arguments = {name: tensor.to(device) for name, tensor in read_arguments.items()}
-            logits = item_logits(model(**arguments).logits, windows)
-            parts.append((np.concatenate([layout.items[position] for position in positions]), logits.float().cpu().numpy()))
+    ran = run_windows(lambda arguments: model(**arguments).logits, windows, collate, max_tokens, device, autocast, num_workers)
+    for positions, output in ran:
+        logits = item_logits(output, [windows[position] for position in positions])
+        parts.append((np.concatenate([layout.items[share[position]] for position in positions]), logits.float().cpu().numpy()))
     if num_processes > 1:
         parts = gather_object(parts)
     num_classes = parts[0][1].shape[1] if parts else getattr(model.config, "num_labels", 0)

@@ -10,6 +10,7 @@ from torch import nn
 from hf_transfer.data.hub import EMBEDDED, is_local_dataset
 from hf_transfer.data.roles import Budget
 from hf_transfer.evaluation.metrics import Predictions
+from hf_transfer.evidence.cached_prefix import reading_cached
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
@@ -45,9 +46,12 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
     model = build_arm(study.architecture, arm, seed, study.task.PEFT_TASK_TYPE)
     unused = freeze_unused(model, study.collate(train_rows.layout.windows[:1]))
     trainable_parameters, total_parameters = count_parameters(model)
-    done = fit(study, model, arm, train_rows, validation_rows, seed, title=f"{arm_name}  budget {budget}  seed {seed}")
-    validation_metrics, _ = evaluate(study, model, validation_rows)
-    test_metrics, predicted = evaluate(study, model, study.test)
+    model.to(accelerator.device)
+    title = f"{arm_name}  budget {budget}  seed {seed}"
+    with reading_cached(study, model, arm, [train_rows, validation_rows, study.test], title) as (reader, cached_rows, cache_seconds):
+        done = fit(reader, model, arm, cached_rows[0], cached_rows[1], seed, title)
+        validation_metrics, _ = evaluate(reader, model, cached_rows[1])
+        test_metrics, predicted = evaluate(reader, model, cached_rows[2])
     chain = study.architecture.checkpoint.chain if arm.init == "pretrained" else []
     chain = [*chain, _describe_step(study, arm_name, budget, seed, len(train_rows))]
     result = {
@@ -65,7 +69,7 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
             "wall_seconds": time.perf_counter() - started,
             "train_seconds": done.train_seconds,
             "wait_seconds": done.wait_seconds,
-            "cache_seconds": 0.0,
+            "cache_seconds": cache_seconds,
             "updates": done.updates,
             "rows_seen": done.rows_seen,
             "tokens_seen": done.tokens_seen,

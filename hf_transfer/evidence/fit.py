@@ -26,7 +26,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
 
     Args:
         study: What the cells share.
-        model: From `build_arm`; moved to the device and changed in place.
+        model: From `build_arm`, on its device; changed in place.
         arm: Its settings.
         rows: That train.
         validation_rows: That choose the state kept, where they are enough.
@@ -54,7 +54,6 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         seed=seed,
         num_processes=study.accelerator.num_processes,
     )
-    model.to(study.accelerator.device)
     optimizer, unfreezing, starting_point = _regularized(model, arm, study.architecture.head, settings.optimizer, plan.num_updates)
     batches = Batches(
         layout,

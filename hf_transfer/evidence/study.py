@@ -75,6 +75,8 @@ class Study:
     """Padded tokens of a micro-batch."""
     num_workers: int
     """Processes that read the input ahead, for each training process."""
+    collate: Collate
+    """Windows -> forward arguments."""
 
     @property
     def task(self) -> ModuleType:
@@ -93,11 +95,6 @@ class Study:
             return self.train.take(train), self.train.take(validation)
         assert self.validation is not None
         return self.train.take(train), self.validation
-
-    @property
-    def collate(self) -> Collate:
-        """Windows -> forward arguments."""
-        return functools.partial(self.task.collate, processor=self.architecture.checkpoint.processor)
 
 
 def prepare_study(
@@ -171,6 +168,7 @@ def prepare_study(
         accelerator=accelerator,
         max_tokens=max_tokens,
         num_workers=num_workers,
+        collate=functools.partial(task.collate, processor=checkpoint.processor),
     )
 
 

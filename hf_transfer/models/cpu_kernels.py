@@ -19,8 +19,8 @@ EPYC with AVX512-BF16, one thread, medians of 9 in turn, 2026-11-20)."""
 LARGE_VOCABULARY = 8192
 """Rows from which an embedding's gradient is collected sparse: some more than a micro-batch has tokens."""
 KEPT_KERNELS = 64
-"""Compiled kernels kept a kind: a micro-batch needs about 20. torch keeps 1,024, about a MiB each, and MiniLM grew to 2.8 GB in 72 updates of
-new shapes where it stays at 1.5 GB with 64, in no more time (2 cores, 2026-11-20)."""
+"""Compiled kernels kept a kind: a micro-batch needs about 20. torch keeps 1,024, about a MiB each, and MiniLM grew to 2.8 GB in 72 updates
+of new shapes where it stays at 1.5 GB with 64, in no more time (2 cores, 2026-11-20)."""
 _WORDS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 
 

@@ -57,6 +57,11 @@ class ImageProcessor:
         number = getattr(self.processor, "resample", None)
         return int(Image.Resampling.BILINEAR if number is None else number)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything it does to an image."""
+        return self.processor.to_dict()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the processor as transformers does."""
         self.processor.save_pretrained(folder)

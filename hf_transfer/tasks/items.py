@@ -4,6 +4,7 @@ A row holds items, each with one label: a text or an image is one item, a senten
 whole row, or a stretch of one too long for the model. Every item is predicted in exactly one window, whatever the windows share.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,7 +25,15 @@ class Window(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """What it costs: tokens, or an image's patches."""
+        """Tokens, or an image's patches."""
+
+    @property
+    def cost(self) -> int:
+        """Padded tokens it takes in a micro-batch: fewer than it has, where hidden states are replayed."""
+
+    @property
+    def content(self) -> bytes:
+        """What its tensors are made from: equal for equal tensors."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,16 @@ class TextWindow:
         """Give L."""
         return len(self.ids)
 
+    @property
+    def cost(self) -> int:
+        """Give L."""
+        return len(self.ids)
+
+    @property
+    def content(self) -> bytes:
+        """Give its ids, then its types."""
+        return self.ids.tobytes() + (b"" if self.types is None else b"types" + self.types.tobytes())
+
 
 @dataclass(frozen=True)
 class ImageWindow:
@@ -55,6 +74,16 @@ class ImageWindow:
     """Its patches."""
     items: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
     """(1,)."""
+
+    @property
+    def cost(self) -> int:
+        """Give its patches."""
+        return self.num_tokens
+
+    @property
+    def content(self) -> bytes:
+        """Give the hash of its file."""
+        return self.picture.sha256.encode()
 
 
 @dataclass(frozen=True)
@@ -83,8 +112,13 @@ class Layout:
     first_item: np.ndarray
     """(B + 1,): the items of row i are `first_item[i]` up to `first_item[i + 1]`."""
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
+        """Padded tokens each window takes, (W,) int64."""
+        return np.array([window.cost for window in self.windows], dtype=np.int64)
+
+    @functools.cached_property
+    def tokens(self) -> np.ndarray:
         """Tokens of each window, (W,) int64."""
         return np.array([window.num_tokens for window in self.windows], dtype=np.int64)
 

@@ -125,7 +125,7 @@ def train(
             optimizer.zero_grad()
 
             num_rows, weight = len(plan.rows_of(update)), plan.weight_of(update)
-            num_tokens = int(plan.lengths[plan.windows_of(update)].sum())
+            num_tokens = int(batches.layout.tokens[plan.windows_of(update)].sum())
             done.updates = update + 1
             done.rows_seen += num_rows
             done.tokens_seen += num_tokens

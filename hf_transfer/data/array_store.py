@@ -1,0 +1,120 @@
+"""Arrays kept on disk by what they were computed from: written in whole files, mapped into memory, shared by runs and processes.
+
+A store is a folder of files of many arrays each. A file is complete from the moment it has its name and is never changed, so any number
+of processes may read, write and remove at once: what two of them compute at the same time lies there twice, and what is removed stays
+readable for those who have it mapped.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_transfer.files import atomic_file
+
+SUFFIX = ".safetensors"
+FILE_BYTES = 2**27
+"""Size from which a file is written, and the next begun."""
+KEY_BYTES = 16
+"""Length of a key."""
+
+
+class ArrayStore:
+    """Arrays by key."""
+
+    def __init__(self, folder: Path) -> None:
+        """Map what a folder holds; it need not exist yet."""
+        self.folder = folder
+        self._files: dict[str, dict[str, torch.Tensor]] = {}
+        self._places: dict[bytes, tuple[str, int]] = {}
+        self.refresh()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def __getitem__(self, key: bytes) -> torch.Tensor:
+        """Give an array, not to be written to."""
+        name, place = self._places[key]
+        file = self._files[name]
+        start, end = file["starts"][place].item(), file["starts"][place + 1].item()
+        return file["values"][start:end].view(*file["shapes"][place].tolist())
+
+    def refresh(self) -> None:
+        """Map the files that have come since; a damaged one is as good as none."""
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            if path.name in self._files:
+                continue
+            # Another process may have removed it in between.
+            with suppress(Exception):
+                file = load_file(path)
+                keys = bytes(file["keys"].numpy())
+                file = {name: file[name] for name in ("starts", "shapes", "values")}
+                # Its age counts from here on.
+                os.utime(path)
+                self._files[path.name] = file
+                self._places |= {keys[at : at + KEY_BYTES]: (path.name, at // KEY_BYTES) for at in range(0, len(keys), KEY_BYTES)}
+
+    def write(self, arrays: Iterable[tuple[bytes, torch.Tensor]]) -> None:
+        """Write arrays of one dtype and number of dimensions as they come, a file at a time.
+
+        Raises:
+            OSError: The disk is full, or may not be written to.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in _in_parts(arrays):
+            values = [array.reshape(-1) for _, array in part]
+            tensors = {
+                "keys": torch.frombuffer(bytearray(b"".join(key for key, _ in part)), dtype=torch.uint8),
+                "starts": torch.tensor([0, *(len(value) for value in values)]).cumsum(0),
+                "shapes": torch.tensor([array.shape for _, array in part]),
+                "values": torch.cat(values),
+            }
+            with atomic_file(self.folder / f"{uuid.uuid4().hex}{SUFFIX}") as temporary:
+                save_file(tensors, temporary)
+        self.refresh()
+
+
+def make_room(root: Path, wanted: int, max_bytes: int) -> bool:
+    """Remove the files used longest ago from all stores below a folder, so that as many bytes more stay within a limit.
+
+    Args:
+        root: Folder that holds the stores.
+        wanted: Bytes to come.
+        max_bytes: All stores may take together.
+
+    Returns:
+        Whether there is room now, on the disk too.
+    """
+    if wanted > max_bytes:
+        return False
+    found = []
+    for path in root.rglob(f"*{SUFFIX}"):
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total + wanted <= max_bytes:
+            break
+        with suppress(OSError):
+            path.unlink()
+            total -= size
+    existing = next(parent for parent in (root, *root.parents) if parent.exists())
+    return shutil.disk_usage(existing).free > 2 * wanted
+
+
+def _in_parts(arrays: Iterable[tuple[bytes, torch.Tensor]]) -> Iterator[Sequence[tuple[bytes, torch.Tensor]]]:
+    part: list[tuple[bytes, torch.Tensor]] = []
+    size = 0
+    for key, array in arrays:
+        part.append((key, array))
+        size += array.nbytes
+        if size >= FILE_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
