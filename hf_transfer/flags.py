@@ -170,6 +170,9 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
     ):
         if getattr(flags, flag) is not None:
             changes[path] = getattr(flags, flag)
+    for flag in ("activation_checkpointing", "compile"):
+        if getattr(flags, flag):
+            changes[f"training.{flag}"] = True
     for flag, field in (("epochs", "num_epochs"), ("learning_rate", "learning_rate")):
         if (value := getattr(flags, flag)) is not None:
             if not 0 < value < math.inf:
@@ -221,6 +224,8 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     how.add_argument("--learning-rate", type=float, metavar="X", help="peak, for every selected arm")
     how.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
     how.add_argument("--precision", metavar="P", help="auto, bf16, fp16 or fp32")
+    how.add_argument("--activation-checkpointing", action="store_true", help="less memory for more time: blocks run again in the backward")
+    how.add_argument("--compile", action="store_true", help="compile the blocks that train (torch.compile): a slow start")
     how.add_argument("--config", metavar="FILE.yaml", help="recipe fields laid over the recipe; a run's recipe.yaml repeats that run")
     how.add_argument(
         "--set",

@@ -139,6 +139,10 @@ class TrainingConfig:
     num_workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes beside each training process that read its input ahead; null = none for texts, for images by the number of cores. The
     trained weights do not depend on it."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block for the backward, and compute the rest again there: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the blocks that train (torch.compile, block by block): a minute or more at the start of every arm."""
     precision: Precision = "auto"
     """"auto" = bf16 where the hardware multiplies it, else fp32."""
 

@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from hf_transfer.data.array_store import KEY_BYTES, ArrayStore, make_room
 from hf_transfer.data.batches import deal
 from hf_transfer.evaluation.prediction import run_windows
-from hf_transfer.evidence.study import Rows, Study, augments
+from hf_transfer.evidence.arms import augments
+from hf_transfer.evidence.study import Rows, Study
 from hf_transfer.files import cache_folder, cache_limit_bytes
 from hf_transfer.models.prefix import PREFIX, FrozenPrefix, find_prefix, stub_arguments
 from hf_transfer.recipe import Arm

@@ -10,12 +10,13 @@ from torch import nn
 from hf_transfer.data.hub import EMBEDDED, is_local_dataset
 from hf_transfer.data.roles import Budget
 from hf_transfer.evaluation.metrics import Predictions
+from hf_transfer.evidence.arms import build_arm
 from hf_transfer.evidence.cached_prefix import reading_cached
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
-from hf_transfer.evidence.study import Study, build_arm
+from hf_transfer.evidence.study import Study
 from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
@@ -77,6 +78,7 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
             "trainable_parameters": trainable_parameters,
             "total_parameters": total_parameters,
         },
+        "out_of_memory": done.out_of_memory,
         "history": done.history,
         "stopped": done.stopped,
         "best_epoch": done.best_epoch,

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_transfer.evidence.arms import MIN_ROWS_TO_NORM, augments
 from hf_transfer.evidence.measure import evaluate, loss_shares
-from hf_transfer.evidence.study import MIN_ROWS_TO_NORM, Rows, Study, augments
-from hf_transfer.models.tuning import depths_of, trainable_batch_norms
+from hf_transfer.evidence.study import Rows, Study
+from hf_transfer.models.tuning import depths_of, prepare_blocks, trainable_batch_norms
 from hf_transfer.recipe import Arm
 from hf_transfer.training.batches import Batches
 from hf_transfer.training.loop import Training, train
@@ -67,6 +68,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         focal_gamma=settings.focal_gamma,
         unit="patches" if study.task.READS_FILES else "tokens",
     )
+    prepare_blocks(model, settings.activation_checkpointing, settings.compile)
     can_choose = len(validation_rows) >= MIN_ROWS_TO_CHOOSE
     return train(
         model,
@@ -84,6 +86,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         unfreezing=unfreezing,
         starting_point=starting_point,
         num_workers=study.num_workers,
+        plain_kernels=settings.activation_checkpointing or settings.compile,
         title=title,
     )
 

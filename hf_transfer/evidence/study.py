@@ -11,20 +11,22 @@ from accelerate import Accelerator
 
 from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_source
-from hf_transfer.errors import ConfigError, first_line, listed
+from hf_transfer.errors import ConfigError, first_line
 from hf_transfer.evaluation.metrics import METRICS, Metrics
 from hf_transfer.evaluation.prediction import Collate
-from hf_transfer.models.build import Architecture, build_meta_model, build_model, inspect, same_labels
+from hf_transfer.evidence.arms import augments, build_arm, check_arm, check_batch_norm, describe_augmentation, estimate_arm
+from hf_transfer.models.build import Architecture, build_model, inspect, same_labels
 from hf_transfer.models.saved import open_base
-from hf_transfer.models.tuning import apply_tuning, depths_of, trainable_batch_norms
-from hf_transfer.recipe import Arm, Recipe
+from hf_transfer.models.tuning import trainable_batch_norms
+from hf_transfer.recipe import Recipe
 from hf_transfer.task_configs import Task
 from hf_transfer.tasks import functions_of
 from hf_transfer.tasks.items import EncodedRow, Layout, lay_out
-from hf_transfer.training.device import default_micro_batch_tokens, default_num_workers
+from hf_transfer.training.device import default_micro_batch_tokens, default_num_workers, device_memory_bytes
 
-MIN_ROWS_TO_NORM = 2
-"""Rows of a micro-batch below which a batch norm has no variance to divide by."""
+MEMORY_SHARE = 0.8
+"""Of a GPU's memory that a training may be estimated to take; the rest is the allocator's, and the estimate's error."""
+LEAST_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,16 @@ def prepare_study(
         for seed in seeds:
             draw(corpus, budget, seed)
     architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout, task.READS_TEXTS_WHOLE)
-    normed = [name for name in arms if trainable_batch_norms(check_arm(architecture, recipe.arms[name], task.PEFT_TASK_TYPE))]
+    checked = {name: check_arm(architecture, recipe.arms[name], recipe.training, task.PEFT_TASK_TYPE) for name in arms}
+    normed = [name for name, model in checked.items() if trainable_batch_norms(model)]
     check_reading(architecture, recipe.task)
-    max_tokens = recipe.training.micro_batch_tokens or default_micro_batch_tokens(accelerator)
+    collate = functools.partial(task.collate, processor=checkpoint.processor)
+    max_tokens = recipe.training.micro_batch_tokens or _fitting_tokens(recipe, arms, architecture, collate, accelerator)
     notices += describe_start(architecture)
     if normed:
         notices += check_batch_norm(recipe, normed, accelerator)
     if task.augmenter(checkpoint.processor, recipe.task) is not None:
-        notices.append(_describe_augmentation({name: augments(recipe.arms[name]) for name in arms}))
+        notices.append(describe_augmentation({name: augments(recipe.arms[name]) for name in arms}))
     num_workers = recipe.training.num_workers
     if num_workers is None:
         num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
@@ -168,19 +172,26 @@ def prepare_study(
         accelerator=accelerator,
         max_tokens=max_tokens,
         num_workers=num_workers,
-        collate=functools.partial(task.collate, processor=checkpoint.processor),
+        collate=collate,
     )
 
 
-def build_arm(architecture: Architecture, arm: Arm, seed: int, peft_task_type: str | None) -> torch.nn.Module:
-    """Build the model of an arm, what trains marked.
+def _fitting_tokens(recipe: Recipe, arms: Sequence[str], architecture: Architecture, collate: Collate, accelerator: Accelerator) -> int:
+    """Give the padded tokens of a micro-batch: a constant on a CPU; on a GPU halved until every arm's estimate fits in its memory.
 
-    Raises:
-        CheckpointError: The architecture cannot do it.
+    Never by a stopwatch, so that runs repeat bit for bit.
     """
-    model = build_model(architecture, arm.init, seed, arm.keep_head)
-    torch.manual_seed(seed)
-    return apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
+    tokens = default_micro_batch_tokens(accelerator)
+    if accelerator.device.type == "cpu":
+        return tokens
+    functions = functions_of(recipe.task)
+    budget = MEMORY_SHARE * device_memory_bytes(accelerator)
+    for name in arms:
+        model = build_arm(architecture, recipe.arms[name], 0, functions.PEFT_TASK_TYPE)
+        memory = estimate_arm(model, recipe.task, architecture, collate, recipe.training, accelerator)
+        while tokens > LEAST_TOKENS and memory.total(tokens, None if functions.MANY_ITEMS else recipe.training.batch_size) > budget:
+            tokens //= 2
+    return tokens
 
 
 def check_reading(architecture: Architecture, task: Task) -> None:
@@ -199,45 +210,6 @@ def check_reading(architecture: Architecture, task: Task) -> None:
         raise ConfigError(f"checkpoint {checkpoint.name} {misfit}") from None
 
 
-def check_batch_norm(recipe: Recipe, arms: Sequence[str], accelerator: Accelerator) -> list[str]:
-    """Refuse what batch norms that train cannot bear, and tell how they are trained: each process's share of an update at once.
-
-    Their statistics are those of a micro-batch: cut in several, or spread over processes that do not tell each other, it would be another
-    model.
-
-    Args:
-        recipe: What is trained.
-        arms: Names of the arms whose batch norms train.
-        accelerator: Devices and processes.
-
-    Raises:
-        ConfigError: Processes on CPUs, which cannot share statistics; or too few rows a process.
-    """
-    num_processes, batch_size = accelerator.num_processes, recipe.training.batch_size
-    what = f"arm {listed(arms)} trains batch norms"
-    if num_processes > 1 and accelerator.device.type == "cpu":
-        raise ConfigError(f"{what}, which torch cannot synchronise over {num_processes} CPU processes: run one, or leave the arm out")
-    least = MIN_ROWS_TO_NORM * num_processes
-    if batch_size < least:
-        raise ConfigError(f"{what}, which need {MIN_ROWS_TO_NORM} rows a process: take a batch_size of {least} or more, found {batch_size}")
-    return [f"{what}: each update is one micro-batch, whatever micro_batch_tokens says"]
-
-
-def check_arm(architecture: Architecture, arm: Arm, peft_task_type: str | None) -> torch.nn.Module:
-    """Give the model of an arm without its memory, what trains marked; refuse an arm that the architecture cannot do.
-
-    Raises:
-        CheckpointError: Why not.
-    """
-    if arm.keep_head:
-        build_model(architecture, arm.init, 0, keep_head=True)
-    model = build_meta_model(architecture)
-    model = apply_tuning(model, architecture.head, arm.tuning, arm.num_blocks, arm.lora, peft_task_type, architecture.fixed)
-    if arm.layer_decay is not None or arm.gradual_unfreezing is not None:
-        depths_of(model, architecture.head)
-    return model
-
-
 def describe_start(architecture: Architecture) -> list[str]:
     """Tell which trainings of this package made a checkpoint, and whether its output layer is kept."""
     links = [f"{link['arm']} on {link['dataset']} ({link['train_rows']:,} rows)" for link in architecture.checkpoint.chain]
@@ -245,18 +217,6 @@ def describe_start(architecture: Architecture) -> list[str]:
     if architecture.has_output_layer and same_labels(architecture.checkpoint.config, architecture.config):
         told.append("the checkpoint's labels are the data's: its output layer is kept, but for scratch")
     return told
-
-
-def augments(arm: Arm) -> bool:
-    """Say whether an arm trains on what the task's augmentation makes of its rows."""
-    return arm.tuning in ("full", "lora") if arm.augment is None else arm.augment
-
-
-def _describe_augmentation(arms: dict[str, bool]) -> str:
-    on, off = ([name for name, augmented in arms.items() if augmented is wanted] for wanted in (True, False))
-    if not on:
-        return f"training images are not augmented for {listed(off)} (arms.{off[0]}.augment)"
-    return f"training images are augmented for {listed(on)}" + (f", not for {listed(off)} (arms.{off[0]}.augment)" if off else "")
 
 
 def _with_columns(recipe: Recipe, columns: dict[str, str]) -> Recipe:

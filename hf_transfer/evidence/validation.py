@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from hf_transfer.data.roles import Budget
-from hf_transfer.evidence.study import Study, build_arm, prepare_study
+from hf_transfer.evidence.arms import build_arm, estimate_arm
+from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.models.build import count_parameters
-from hf_transfer.models.memory import MemoryEstimate, estimate_memory
+from hf_transfer.models.memory import MemoryEstimate
 from hf_transfer.models.pooling import read_pooling
-from hf_transfer.models.tuning import set_training_mode, trainable_batch_norms
+from hf_transfer.models.tuning import trainable_batch_norms
 from hf_transfer.recipe import Arm, Recipe
-from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.device import device_memory_bytes, make_accelerator, process_memory_bytes
 
 INPUTS_SAMPLE = 2000
@@ -145,21 +144,8 @@ def validate(
 
 
 def _arm_findings(study: Study, name: str) -> ArmFindings:
-    arm, task = study.recipe.arms[name], study.recipe.task
+    recipe = study.recipe
+    arm = recipe.arms[name]
     model = build_arm(study.architecture, arm, 0, study.task.PEFT_TASK_TYPE)
-    set_training_mode(model)
-    half = study.accelerator.mixed_precision != "no"
-
-    def loss_of(num_rows: int) -> torch.Tensor:
-        windows = study.task.probe_windows(study.architecture.checkpoint.processor, task, num_rows)
-        arguments = study.collate(windows)
-        if "attention_mask" in arguments:
-            # As in a real micro-batch, some of it is padding.
-            arguments["attention_mask"][:, -1] = 0
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = study.task.item_logits(model(**arguments).logits, windows)
-        return item_losses(logits, torch.zeros(len(logits), dtype=torch.long)).sum()
-
-    row_tokens = study.task.probe_windows(study.architecture.checkpoint.processor, task, 1)[0].num_tokens
-    memory = estimate_memory(model, loss_of, row_tokens, study.recipe.training.optimizer, on_gpu=study.accelerator.device.type != "cpu")
+    memory = estimate_arm(model, recipe.task, study.architecture, study.collate, recipe.training, study.accelerator)
     return ArmFindings(name, arm, *count_parameters(model), memory, normed=bool(trainable_batch_norms(model)))

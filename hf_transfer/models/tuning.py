@@ -77,8 +77,8 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             stacks.append((name, module))
     if not stacks:
         raise CheckpointError(
-            "tuning 'top', layer_decay and gradual_unfreezing need a stack of blocks, this architecture has none: take tuning 'head' "
-            "or 'full' without them"
+            "tuning 'top', layer_decay, gradual_unfreezing and compile need a stack of blocks, this architecture has none: take "
+            "tuning 'head' or 'full' without them"
         )
     return max(reversed(stacks), key=lambda stack: sum(parameter.numel() for parameter in stack[1].parameters()))
 
@@ -122,6 +122,37 @@ def set_training_mode(model: nn.Module) -> None:
         holds = any(parameter.requires_grad for parameter in module.parameters())
         reached = reached or any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         module.training = holds or (reached and not isinstance(module, _BatchNorm))
+
+
+def check_blocks(model: nn.Module, activation_checkpointing: bool, compiled: bool) -> None:
+    """Refuse what `prepare_blocks` cannot do with a model.
+
+    Raises:
+        CheckpointError: The architecture has no activation checkpointing, or no stack of blocks.
+    """
+    if activation_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+        raise CheckpointError("this architecture has no activation checkpointing: leave training.activation_checkpointing out")
+    if compiled:
+        find_blocks(model)
+
+
+def prepare_blocks(model: nn.Module, activation_checkpointing: bool, compiled: bool) -> None:
+    """Let the blocks that train keep less for their backward, or run compiled.
+
+    Args:
+        model: Built for training, adapters included.
+        activation_checkpointing: Keep what enters a block, compute the rest again in the backward (Chen et al. 2016,
+            https://arxiv.org/abs/1604.06174).
+        compiled: Compile each block by itself, for rows of any length.
+
+    """
+    if activation_checkpointing:
+        # The reentrant kind gives no gradients behind a frozen input.
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        for block in find_blocks(model)[1]:
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                block.compile(dynamic=True)
 
 
 def trainable_batch_norms(model: nn.Module) -> dict[str, nn.Module]:

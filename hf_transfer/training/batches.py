@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hf_transfer.data.ahead import make_ahead
 from hf_transfer.evaluation.prediction import Collate, ItemLogits
 from hf_transfer.tasks.items import Draw, Layout
 from hf_transfer.training.plan import MicroBatch, UpdatePlan
@@ -50,6 +51,43 @@ class Read:
     """(K,) class ids of what the items were mixed with; None = nothing was."""
     shares: torch.Tensor | None = None
     """(K,) what its own label counts of a mixed item; the rest is its partner's."""
+
+
+class UpdateReader:
+    """Reads the updates of one process in order, ahead of the loop."""
+
+    def __init__(self, plan: UpdatePlan, batches: Batches, process: int, num_workers: int = 0) -> None:
+        """Begin with the first update.
+
+        Args:
+            plan: Which rows make which update.
+            batches: What its windows are made of.
+            process: Whose share is read.
+            num_workers: Processes that read ahead; 0 = none.
+        """
+        self._batches, self._process, self._num_workers = batches, process, num_workers
+        self._next = 0
+        self.restart(plan)
+
+    def restart(self, plan: UpdatePlan) -> None:
+        """Read the update that was asked for last once more, and those behind it, by another plan."""
+        if self._next:
+            self._next -= 1
+            self.close()
+        first = self._next
+        self._reads = make_ahead(
+            lambda index: read_update(first + index, plan, self._batches, self._process), plan.num_updates - first, self._num_workers
+        )
+
+    def read(self, update: int) -> list[Read]:
+        """Give the micro-batches of the next update."""
+        assert update == self._next, "updates are read in order"
+        self._next += 1
+        return next(self._reads)
+
+    def close(self) -> None:
+        """Stop the processes that read ahead."""
+        self._reads.close()
 
 
 def read_update(update: int, plan: UpdatePlan, batches: Batches, process: int) -> list[Read]:

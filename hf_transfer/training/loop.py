@@ -1,6 +1,5 @@
 """THE training loop."""
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -12,12 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_transfer.data.ahead import make_ahead
 from hf_transfer.errors import TrainingError
-from hf_transfer.models.cpu_kernels import cpu_kernels, make_dense, sparse_gradients
+from hf_transfer.models.cpu_kernels import make_dense, sparse_gradients
 from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
-from hf_transfer.tasks.items import item_losses
-from hf_transfer.training.batches import Batches, Read, read_update
+from hf_transfer.training.accumulation import accumulate, halve_micro_batches
+from hf_transfer.training.batches import Batches, UpdateReader
 from hf_transfer.training.optimization import rate_factor, set_learning_rate
 from hf_transfer.training.plan import UpdatePlan
 from hf_transfer.training.progress import Progress
@@ -42,6 +40,8 @@ class Training:
     """Of these, how long the model waited for input."""
     best_epoch: int | None = None
     """Epoch, from 1, whose state was restored; None where the last state stands."""
+    out_of_memory: list[dict[str, Any]] = field(default_factory=list)
+    """An entry each time the micro-batches were halved: the update, and the padded tokens they hold from then on."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """An entry an epoch: update, epoch, train_loss, learning_rate, validation."""
 
@@ -63,6 +63,7 @@ def train(
     unfreezing: Unfreezing | None = None,
     starting_point: StartingPoint | None = None,
     num_workers: int = 0,
+    plain_kernels: bool = False,
     title: str = "training",
 ) -> Training:
     """Train a model through every update of a plan.
@@ -86,10 +87,11 @@ def train(
         unfreezing: Holds blocks back until their update has come; None = all train from the start.
         starting_point: Pulls the backbone towards the checkpoint's weights; None = nothing does.
         num_workers: Processes that read the input ahead; 0 = none.
+        plain_kernels: Leave dropout and attention on a CPU to torch: what is compiled, or computed again in the backward, must.
         title: Of the progress bar.
 
     Raises:
-        TrainingError: The loss or the gradient is no number; names the update.
+        TrainingError: The loss or the gradient is no number, or one row alone does not fit in memory; names the update.
     """
     unwrapped = model
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -98,9 +100,8 @@ def train(
     done = Training()
     best = _BestState(trainable | batch_norm_statistics(unwrapped))
     epoch_loss = epoch_weight = 0.0
-    read = functools.partial(read_update, plan=plan, batches=batches, process=accelerator.process_index)
-    ahead = closing(make_ahead(read, plan.num_updates, num_workers))
-    with ahead as updates, Progress(title, plan.num_updates, accelerator.is_main_process, batches.unit) as progress:
+    reader = UpdateReader(plan, batches, accelerator.process_index, num_workers)
+    with closing(reader), Progress(title, plan.num_updates, accelerator.is_main_process, batches.unit) as progress:
         for update in range(plan.num_updates):
             started = time.perf_counter()
             if update % plan.updates_per_epoch == 0:
@@ -109,11 +110,16 @@ def train(
             rate = learning_rate * rate_factor(update, plan.num_updates, warmup_fraction, schedule)
             set_learning_rate(optimizer, rate)
             asked = time.perf_counter()
-            micro_batches = next(updates)
+            micro_batches = reader.read(update)
             done.wait_seconds += time.perf_counter() - asked
             if unfreezing is not None:
                 unfreezing.begin(update)
-            loss = _forward_backward(model, micro_batches, plan, update, batches, accelerator)
+            while (loss := accumulate(model, micro_batches, plan, update, batches, accelerator, plain_kernels)) is None:
+                optimizer.zero_grad()
+                plan = halve_micro_batches(plan, update, title)
+                done.out_of_memory.append({"update": update + 1, "micro_batch_tokens": plan.max_tokens})
+                reader.restart(plan)
+                micro_batches = reader.read(update)
             make_dense(sparse)
             if unfreezing is not None:
                 unfreezing.hold_back(update)
@@ -177,41 +183,6 @@ class _BestState:
         with torch.no_grad():
             for name, value in self._state.items():
                 self._trainable[name].copy_(value)
-
-
-def _forward_backward(
-    model: nn.Module, micro_batches: list[Read], plan: UpdatePlan, update: int, batches: Batches, accelerator: Accelerator
-) -> float:
-    """Accumulate the gradient of one update; processes are synchronised with the last micro-batch.
-
-    Returns:
-        The update's loss over all processes.
-    """
-    # DDP averages gradients over the processes, the update's loss is a sum over them.
-    scale = accelerator.num_processes / plan.weight_of(update)
-    total = torch.zeros((), device=accelerator.device)
-
-    def backward(read: Read) -> None:
-        seed = plan.dropout_seed(update, read.micro_batch)
-        torch.manual_seed(seed)
-        windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
-        arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in read.arguments.items()}
-        labels, weights = read.labels.to(accelerator.device), read.weights.to(accelerator.device)
-        with cpu_kernels(accelerator.device, seed):
-            logits = batches.item_logits(model(**arguments).logits, windows)
-        losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
-        if read.partners is not None and read.shares is not None:
-            partners, shares = read.partners.to(accelerator.device), read.shares.to(accelerator.device)
-            losses = shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
-        loss = (losses * weights).sum() * (0.0 if read.micro_batch.is_filler else scale)
-        total.add_(loss.detach())
-        accelerator.backward(loss)
-
-    with accelerator.no_sync(model):
-        for read in micro_batches[:-1]:
-            backward(read)
-    backward(micro_batches[-1])
-    return float(accelerator.reduce(total, reduction="mean"))
 
 
 def _check_finite(loss: float, norm: torch.Tensor | None, update: int, plan: UpdatePlan, title: str, scaled: bool) -> None:

@@ -13,9 +13,10 @@ from seqeval.scheme import IOB2
 
 import hf_transfer as ht
 from hf_transfer.data.tags import find_entities
+from hf_transfer.evidence.arms import build_arm
 from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import _mean_over_rows, evaluate
-from hf_transfer.evidence.study import Study, build_arm, prepare_study
+from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.optimization import build_optimizer, rate_factor
 from tests.conftest import make_sentences, write_jsonl

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError
-from hf_transfer.evidence.study import build_arm, prepare_study
+from hf_transfer.evidence.arms import build_arm
+from hf_transfer.evidence.study import prepare_study
 from hf_transfer.files import read_json
 from hf_transfer.models.checkpoint import is_adapter
 from hf_transfer.models.saved import open_base

@@ -26,7 +26,8 @@ from transformers import (
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError
-from hf_transfer.evidence.study import build_arm, check_arm, check_reading
+from hf_transfer.evidence.arms import build_arm, check_arm
+from hf_transfer.evidence.study import check_reading
 from hf_transfer.models.build import inspect, quiet_loading
 from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.saved import Sidecar, save_model
@@ -145,7 +146,7 @@ def train_case(task: Any, checkpoint_folder: Path, tuning: str, folder: Path) ->
     tokenizer = checkpoint.processor
     architecture = inspect(checkpoint, functions.AUTO_MODEL, LABELS[task.kind])
     arm = ht.Arm(tuning=tuning, learning_rate=1e-3, num_epochs=1, **TUNINGS[tuning])
-    check_arm(architecture, arm, functions.PEFT_TASK_TYPE)
+    check_arm(architecture, arm, ht.TrainingConfig(), functions.PEFT_TASK_TYPE)
     model = build_arm(architecture, arm, 0, functions.PEFT_TASK_TYPE)
     layout = encoded(task, tokenizer)
     arguments = functions.collate(layout.windows, tokenizer)

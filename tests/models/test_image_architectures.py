@@ -34,7 +34,8 @@ from transformers import (
 
 import hf_transfer as ht
 from hf_transfer.errors import CheckpointError, ConfigError
-from hf_transfer.evidence.study import build_arm, check_arm, check_reading
+from hf_transfer.evidence.arms import build_arm, check_arm
+from hf_transfer.evidence.study import check_reading
 from hf_transfer.files import MODEL_FOLDER, RECIPE_FILE, cell_folder, write_text
 from hf_transfer.models.build import Architecture, build_model, inspect, quiet_loading
 from hf_transfer.models.checkpoint import is_adapter, open_checkpoint
@@ -152,7 +153,7 @@ def trained(architectures: dict[str, Architecture], tmp_path_factory: pytest.Tem
 
 def train_case(architecture: Architecture, tuning: str, folder: Path) -> Trained:
     checkpoint = architecture.checkpoint
-    check_arm(architecture, arm_of(tuning), images.PEFT_TASK_TYPE)
+    check_arm(architecture, arm_of(tuning), ht.TrainingConfig(), images.PEFT_TASK_TYPE)
     model = build(architecture, tuning)
     before = state_of(model)
     layout = encoded(TASK, checkpoint.processor)
@@ -272,7 +273,7 @@ def test_blocks_are_stages_where_there_are_stages(architectures: dict[str, Archi
 def test_more_blocks_than_there_are(architectures: dict[str, Architecture], name: str) -> None:
     prefix, number = BLOCKS[name]
     with pytest.raises(CheckpointError) as error:
-        check_arm(architectures[name], arm_of("top", num_blocks=17), images.PEFT_TASK_TYPE)
+        check_arm(architectures[name], arm_of("top", num_blocks=17), ht.TrainingConfig(), images.PEFT_TASK_TYPE)
     assert str(error.value) == f"tuning 'top' with 17 blocks: this architecture has {number} ({prefix})"
 
 
@@ -280,7 +281,7 @@ def test_more_blocks_than_there_are(architectures: dict[str, Architecture], name
 @pytest.mark.parametrize("name", CONFIGS)
 def test_depth_rises_from_the_embeddings_to_the_head(architectures: dict[str, Architecture], name: str, tuning: str) -> None:
     head = architectures[name].head
-    depths = depths_of(check_arm(architectures[name], arm_of(tuning), images.PEFT_TASK_TYPE), head)
+    depths = depths_of(check_arm(architectures[name], arm_of(tuning), ht.TrainingConfig(), images.PEFT_TASK_TYPE), head)
     prefix, number = BLOCKS[name]
     for key, depth in depths.items():
         if plain_name(key).startswith(f"{prefix}."):
@@ -319,7 +320,7 @@ def test_what_stands_before_all_that_trains_drops_nothing(architectures: dict[st
 def test_a_lora_target_that_cannot_be_meant(architectures: dict[str, Architecture], name: str, targets: list[str], message: str) -> None:
     arm = ht.Arm(tuning="lora", learning_rate=1e-3, num_epochs=1, lora=ht.LoRA(target_modules=targets))
     with pytest.raises(CheckpointError, match=message):
-        check_arm(architectures[name], arm, None)
+        check_arm(architectures[name], arm, ht.TrainingConfig(), None)
 
 
 def test_a_processor_of_another_size_than_the_model_is_refused(architectures: dict[str, Architecture], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import (
 
 import hf_transfer as ht
 from hf_transfer.errors import CheckpointError
-from hf_transfer.evidence.study import build_arm, check_arm
+from hf_transfer.evidence.arms import build_arm, check_arm
 from hf_transfer.models.build import Architecture, build_model, inspect, quiet_loading
 from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.pooling import pools_the_mean, read_pooling
@@ -87,7 +87,7 @@ def test_the_pooler_starts_anew_from_the_seed(folder: Path) -> None:
 def test_the_block_never_trains_and_a_saved_model_is_a_plain_one(folder: Path, tuning: str, tmp_path: Path) -> None:
     architecture = inspected(folder)
     arm = ht.Arm(tuning=tuning, learning_rate=1e-3, num_epochs=1, num_blocks=2 if tuning == "top" else None)
-    check_arm(architecture, arm, "SEQ_CLS")
+    check_arm(architecture, arm, ht.TrainingConfig(), "SEQ_CLS")
     model = build_arm(architecture, arm, 0, "SEQ_CLS")
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not [name for name in trainable if ".layer.2." in name]

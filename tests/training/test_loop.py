@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from hf_transfer.errors import TrainingError
-from hf_transfer.evidence.study import build_arm
+from hf_transfer.evidence.arms import build_arm
 from hf_transfer.models.build import Architecture, inspect
 from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.recipe import Arm
@@ -20,7 +20,7 @@ from hf_transfer.task_configs import TextClassification
 from hf_transfer.tasks import text_classification as task
 from hf_transfer.tasks.items import Layout, lay_out
 from hf_transfer.tasks.tokenizers import load_tokenizer
-from hf_transfer.training import loop
+from hf_transfer.training import accumulation
 from hf_transfer.training.batches import Batches
 from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer, rate_factor
@@ -177,13 +177,13 @@ def test_counts_and_history(tiny_bert: Path, data: Any) -> None:
 
 def test_a_loss_that_is_no_number_stops_and_names_the_update(tiny_bert: Path, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    item_losses = loop.item_losses
+    item_losses = accumulation.item_losses
 
     def broken(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float, *settings: float) -> torch.Tensor:
         calls.append(1)
         return item_losses(logits, labels, label_smoothing, *settings) * (float("nan") if len(calls) == 13 else 1.0)
 
-    monkeypatch.setattr(loop, "item_losses", broken)
+    monkeypatch.setattr(accumulation, "item_losses", broken)
 
     with pytest.raises(
         TrainingError,

@@ -1,0 +1,107 @@
+"""The gradient of one update, gathered over its micro-batches; halved ones where memory does not suffice."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+from hf_transfer.errors import TrainingError
+from hf_transfer.models.cpu_kernels import cpu_kernels
+from hf_transfer.tasks.items import item_losses
+from hf_transfer.training.batches import Batches, Read
+from hf_transfer.training.plan import UpdatePlan
+
+
+def accumulate(
+    model: nn.Module,
+    micro_batches: Sequence[Read],
+    plan: UpdatePlan,
+    update: int,
+    batches: Batches,
+    accelerator: Accelerator,
+    plain_kernels: bool = False,
+) -> float | None:
+    """Accumulate the gradient of one update; processes are synchronised with the last micro-batch.
+
+    Args:
+        model: Prepared by `accelerator`.
+        micro_batches: This process's, read.
+        plan: That they come from.
+        update: From 0.
+        batches: What windows are made of.
+        accelerator: Device, processes and precision.
+        plain_kernels: Leave dropout and attention on a CPU to torch.
+
+    Returns:
+        The update's loss over all processes; None where memory did not suffice in one of them, and gradients are of no use.
+
+    Raises:
+        RuntimeError: Out of memory in the one micro-batch that the processes share.
+    """
+    # DDP averages gradients over the processes, the update's loss is a sum over them.
+    scale = accelerator.num_processes / plan.weight_of(update)
+    total = torch.zeros((), device=accelerator.device)
+
+    def backward(read: Read) -> None:
+        seed = plan.dropout_seed(update, read.micro_batch)
+        torch.manual_seed(seed)
+        windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
+        arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in read.arguments.items()}
+        labels, weights = read.labels.to(accelerator.device), read.weights.to(accelerator.device)
+        with nullcontext() if plain_kernels else cpu_kernels(accelerator.device, seed):
+            logits = batches.item_logits(model(**arguments).logits, windows)
+        losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
+        if read.partners is not None and read.shares is not None:
+            partners, shares = read.partners.to(accelerator.device), read.shares.to(accelerator.device)
+            losses = shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
+        loss = (losses * weights).sum() * (0.0 if read.micro_batch.is_filler else scale)
+        total.add_(loss.detach())
+        accelerator.backward(loss)
+
+    def fits(reads: Sequence[Read]) -> bool:
+        try:
+            for read in reads:
+                backward(read)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            return False
+        return True
+
+    with accelerator.no_sync(model):
+        fit = fits(micro_batches[:-1])
+    if accelerator.num_processes > 1:
+        # The last one waits for the others, so all must know before it; the longest rows, which come first, have been tried.
+        if len(micro_batches) > 1:
+            fit = bool(accelerator.reduce(torch.tensor(float(fit), device=accelerator.device), reduction="mean") == 1)
+        if fit:
+            backward(micro_batches[-1])
+    else:
+        fit = fit and fits(micro_batches[-1:])
+    return float(accelerator.reduce(total, reduction="mean")) if fit else None
+
+
+def halve_micro_batches(plan: UpdatePlan, update: int, title: str) -> UpdatePlan:
+    """Give the plan with micro-batches of half as many padded tokens, after memory did not suffice.
+
+    Raises:
+        TrainingError: They hold one row each already, or may not be cut.
+    """
+    cut = [micro_batch.windows for process in range(plan.num_processes) for micro_batch in plan.micro_batches(update, process)]
+    is_one_row = max(map(len, cut)) == 1
+    if plan.max_tokens is None or is_one_row:
+        what = "one row alone" if is_one_row else "an update, which an arm that trains batch norms takes at once,"
+        raise TrainingError(
+            f"{title}: {what} does not fit in memory at update {update + 1} of {plan.num_updates}: take shorter rows (--max-length), a "
+            "smaller checkpoint, arm lora or head, or --activation-checkpointing"
+            + ("; or a smaller --batch-size" if plan.max_tokens is None else "")
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # An update may be smaller than what a micro-batch may hold.
+    largest = max(len(windows) * int(plan.lengths[windows].max()) for windows in cut)
+    return replace(plan, max_tokens=max(1, min(plan.max_tokens, largest) // 2))
