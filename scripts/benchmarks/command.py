@@ -61,6 +61,8 @@ def measure(flags: Namespace, command: str) -> dict[str, Any]:
         result: dict[str, Any] = {
             "command": command,
             "date": datetime.now(UTC).date().isoformat(),
+            # Others' work slows the side most that runs the smaller kernels, ours: its threads wait for each other more often.
+            "load_average": os.getloadavg()[0],
             "environment": describe_environment(make_accelerator("auto")),
             "dataset": dataset,
             "checkpoint": checkpoint,

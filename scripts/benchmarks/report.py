@@ -25,7 +25,7 @@ def _header(result: dict[str, Any]) -> Iterator[str]:
     environment, settings = result["environment"], result["settings"]
     commit = (environment["git"] or "unknown")[:7]
     yield f"{environment['device']}, {environment['num_threads']} threads, {result['date']}, commit {commit}, torch {environment['torch']}"
-    yield result["command"]
+    yield f"{result['command']}   (load average {result['load_average']:.1f} when it began: a quiet machine has less than 1)"
     yield f"data {result['dataset']}, checkpoint {result['checkpoint']} (first token and pooler, on every side)"
     rows = f"{settings['num_updates']} updates of {settings['batch_size']} rows an epoch"
     yield f"{settings['num_rounds']} rounds, each of {rows}, on rows of its own; ratio: the other's seconds / ours, median [range]"
