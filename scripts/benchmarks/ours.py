@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import hf_transfer as ht
+from hf_transfer.evidence.arms import build_arm
+from hf_transfer.evidence.cached_prefix import reading_cached
 from hf_transfer.evidence.fit import fit
-from hf_transfer.evidence.study import Rows, build_arm
+from hf_transfer.evidence.study import Rows
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
 from hf_transfer.recipe import Arm
@@ -49,7 +51,9 @@ def prepare_training(ground: Ground, arm: Arm, rows: Rows, seed: int, folder: Pa
     def run() -> Training:
         with contextlib.redirect_stderr(io.StringIO()):
             freeze_unused(model, study.collate(rows.layout.windows[:1]))
-            return fit(study, model, arm, rows, ground.validation, seed, title="benchmark")
+            model.to(study.accelerator.device)
+            with reading_cached(study, model, arm, [rows, ground.validation], "benchmark") as (reader, cached, _):
+                return fit(reader, model, arm, cached[0], cached[1], seed, title="benchmark")
 
     return Job(model, run)
 
