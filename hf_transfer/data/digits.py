@@ -6,7 +6,6 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from sklearn.datasets import load_digits
 
 TEST_ROWS = 360
 
@@ -17,6 +16,8 @@ def read_digits() -> dict[str, Dataset]:
     They stand writer by writer (13 writers), so a shuffled split would test on writers that training has seen; cut in order, at most one
     writer stands on both sides.
     """
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(name) for name in digits.target_names])})

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
 
+from hf_transfer.data.images import IMAGE_SUFFIXES
 from hf_transfer.errors import DataError, listed
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 NOT_WORTH_TELLING = ("thumbs.db", "desktop.ini")
 
 

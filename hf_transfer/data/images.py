@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
-from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from hf_transfer.errors import DataError, first_line, listed
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 BACKGROUND = (255, 255, 255)
 """What shows through where an image is transparent."""
 MANY = 2000
@@ -99,7 +101,7 @@ def _to_eight_bits(image: Image.Image, may_be_eight: bool) -> Image.Image:
     return Image.fromarray(np.round(pixels / divisor).astype(np.uint8))
 
 
-def read_pictures(split: str, dataset: Dataset, root: Path | None) -> list[Picture]:
+def read_pictures(split: str, dataset: "Dataset", root: Path | None) -> list[Picture]:
     """Read and check the column `image` of a split: every image is decoded once.
 
     Args:
@@ -110,6 +112,8 @@ def read_pictures(split: str, dataset: Dataset, root: Path | None) -> list[Pictu
     Raises:
         DataError: The column holds something else, or images that are missing, empty, damaged or enormous; names them.
     """
+    from datasets import Image as ImageFeature
+
     feature = dataset.features["image"]
     if isinstance(feature, ImageFeature):
         dataset = dataset.cast_column("image", ImageFeature(decode=False))
@@ -181,7 +185,7 @@ def _check(name: str, read: Callable[[], bytes]) -> Picture | str:
     return Picture(hashlib.sha256(data).hexdigest(), name, size, read)
 
 
-def _named_reader(split: str, dataset: Dataset, row: int, root: Path | None) -> tuple[str, Callable[[], bytes]]:
+def _named_reader(split: str, dataset: "Dataset", row: int, root: Path | None) -> tuple[str, Callable[[], bytes]]:
     value = dataset[row]["image"]
     path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
     held = value.get("bytes") if isinstance(value, dict) else value
@@ -198,6 +202,6 @@ def _named_reader(split: str, dataset: Dataset, row: int, root: Path | None) -> 
     return str(path if root is None or not file.is_relative_to(root) else file.relative_to(root)), file.read_bytes
 
 
-def _bytes_of(dataset: Dataset, row: int) -> bytes:
+def _bytes_of(dataset: "Dataset", row: int) -> bytes:
     value: Any = dataset[row]["image"]
     return value["bytes"] if isinstance(value, dict) else value

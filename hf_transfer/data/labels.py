@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
 
+from hf_transfer.data.columns import is_class_label
 from hf_transfer.errors import DataError, did_you_mean, listed
 
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None = None) -> tuple[list[str], dict[str, np.ndarray | None]]:
+
+def read_labels(
+    splits: Mapping[str, "Dataset"], label_names: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, np.ndarray | None]]:
     """Give the names of the classes and each split's class ids.
 
     A ClassLabel column keeps its names and order, unless `label_names` renames every class. Integers are named by `label_names` (by
@@ -30,11 +36,11 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     raw = {split: _raw_labels(split, dataset) for split, dataset in splits.items()}
     feature = splits["train"].features["label"]
     values = {value for column in raw.values() for value in column or []}
-    if not isinstance(feature, ClassLabel) and _are_named_digits(splits, values, label_names):
+    if not is_class_label(feature) and _are_named_digits(splits, values, label_names):
         raw = {split: None if column is None else [int(value) for value in column] for split, column in raw.items()}
         values = {int(value) for value in values}
     ids: dict[str, np.ndarray | None]
-    if isinstance(feature, ClassLabel):
+    if is_class_label(feature):
         names = _class_label_names(feature, label_names)
         ids = {split: None if column is None else _by_name(split, column, feature.names) for split, column in raw.items()}
     elif all(isinstance(value, int) for value in values):
@@ -50,7 +56,7 @@ def read_labels(splits: Mapping[str, Dataset], label_names: Sequence[str] | None
     return names, ids
 
 
-def _class_label_names(feature: ClassLabel, label_names: Sequence[str] | None) -> list[str]:
+def _class_label_names(feature: Any, label_names: Sequence[str] | None) -> list[str]:
     """Give a ClassLabel's names, or the list that renames all of them by position."""
     if not label_names or list(label_names) == feature.names:
         return list(feature.names)
@@ -61,13 +67,13 @@ def _class_label_names(feature: ClassLabel, label_names: Sequence[str] | None) -
     return list(label_names)
 
 
-def _are_named_digits(splits: Mapping[str, Dataset], values: set[int | str], label_names: Sequence[str] | None) -> bool:
+def _are_named_digits(splits: Mapping[str, "Dataset"], values: set[int | str], label_names: Sequence[str] | None) -> bool:
     """Say whether strings are integers that somebody names: by a column, or by a list that does not hold them itself."""
     is_named = "label_name" in splits["train"].column_names or (label_names is not None and not values & set(label_names))
     return is_named and all(isinstance(value, int) or value.removeprefix("-").isdecimal() for value in values)
 
 
-def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
+def _raw_labels(split: str, dataset: "Dataset") -> list[int | str] | None:
     """Give a split's labels as integers or strings (names, where the column is a ClassLabel), or None where it has none."""
     if "label" not in dataset.column_names:
         return None
@@ -88,12 +94,12 @@ def _raw_labels(split: str, dataset: Dataset) -> list[int | str] | None:
                 raise DataError(f"labels must be integers or strings, {split} row {row} has {value}")
             value = int(value)
         checked.append(int(value) if isinstance(value, bool) else value)
-    if isinstance(feature, ClassLabel):
+    if is_class_label(feature):
         return [_class_name(feature, split, row, int(value)) for row, value in enumerate(checked)]
     return checked
 
 
-def _class_name(feature: ClassLabel, split: str, row: int, value: int) -> str:
+def _class_name(feature: Any, split: str, row: int, value: int) -> str:
     if not 0 <= value < feature.num_classes:
         raise DataError(f"{split} row {row} has label {value}, the column names {feature.num_classes} classes")
     return str(feature.names[value])
@@ -110,7 +116,7 @@ def _by_name(split: str, values: Sequence[int | str], names: Sequence[str]) -> n
 
 
 def _integers(
-    splits: Mapping[str, Dataset], raw: Mapping[str, list[int | str] | None], label_names: Sequence[str] | None
+    splits: Mapping[str, "Dataset"], raw: Mapping[str, list[int | str] | None], label_names: Sequence[str] | None
 ) -> tuple[list[str], dict[str, np.ndarray | None]]:
     for split, column in raw.items():
         for row, label in enumerate(column or []):

@@ -3,7 +3,7 @@
 import bisect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,33 +109,6 @@ def read_file(path: Path) -> Dataset:
     if len(dataset) == 0:
         raise DataError(f"{path} holds no rows")
     return dataset
-
-
-def select_roles(splits: Mapping[str, Dataset], columns: Mapping[str, str], optional: frozenset[tuple[str, str]]) -> dict[str, Dataset]:
-    """Keep the columns that play a role and name them by it.
-
-    Args:
-        splits: Split -> dataset.
-        columns: Role -> column.
-        optional: (split, role) pairs that may be absent.
-
-    Raises:
-        DataError: A column is missing; lists those found.
-    """
-    if len(set(columns.values())) < len(columns):
-        raise DataError(f"every role needs a column of its own, found {listed(f'{role}={column}' for role, column in columns.items())}")
-    selected = {}
-    for split, dataset in splits.items():
-        found = {role: column for role, column in columns.items() if column in dataset.column_names}
-        missing = [role for role in columns if role not in found and (split, role) not in optional]
-        if missing:
-            wanted = ", ".join(f"'{columns[role]}' (the {role})" for role in missing)
-            raise DataError(
-                f"the {split} data has no column {wanted}; it has {listed(dataset.column_names)}: name it with --columns "
-                f"{' '.join(f'{role}=COLUMN' for role in missing)}{did_you_mean(columns[missing[0]], dataset.column_names)}"
-            )
-        selected[split] = dataset.select_columns(list(found.values())).rename_columns({column: role for role, column in found.items()})
-    return selected
 
 
 def _is_image_folder(folder: Path) -> bool:

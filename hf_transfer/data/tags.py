@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
 from tokenizers import Regex, pre_tokenizers
 
+from hf_transfer.data.columns import is_class_label
 from hf_transfer.errors import DataError, listed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 OUTSIDE = "O"
 # What begins an entity and what goes on with one, in BIO, IOB1, BIOES and BILOU.
@@ -32,7 +35,7 @@ class Entity:
 
 
 def read_tags(
-    splits: Mapping[str, Dataset], label_names: Sequence[str] | None = None
+    splits: Mapping[str, "Dataset"], label_names: Sequence[str] | None = None
 ) -> tuple[list[str], dict[str, list[np.ndarray] | None]]:
     """Give the tags of words as BIO, whichever of BIO, IOB1 and BIOES the data writes.
 
@@ -49,8 +52,8 @@ def read_tags(
         DataError: A tag is none of BIO, IOB1 or BIOES, or a row has more or fewer tags than words; names the row.
     """
     feature = _tag_feature(splits["train"])
-    declared = list(feature.names) if isinstance(feature, ClassLabel) else [name.strip() for name in label_names or []]
-    if isinstance(feature, ClassLabel) and label_names and list(label_names) != declared:
+    declared = list(feature.names) if is_class_label(feature) else [name.strip() for name in label_names or []]
+    if is_class_label(feature) and label_names and list(label_names) != declared:
         raise DataError(f"the tag column names its tags itself ({listed(declared)}): leave label_names out")
     for name in declared:
         _checked_tag(name, declared, "the list of tag names")
@@ -162,17 +165,17 @@ def _checked_span(text: str, span: Any, where: str) -> Mapping[str, Any]:
     return {"start": start, "end": end, "label": label.strip()}
 
 
-def _tag_feature(dataset: Dataset) -> Any:
+def _tag_feature(dataset: "Dataset") -> Any:
     return getattr(dataset.features.get("ner_tags"), "feature", None)
 
 
-def _named_tags(split: str, dataset: Dataset, names: Sequence[str]) -> list[list[str]] | None:
+def _named_tags(split: str, dataset: "Dataset", names: Sequence[str]) -> list[list[str]] | None:
     """Give the tags of each row by name, each of them checked, or None for a split without tags."""
     if "ner_tags" not in dataset.column_names:
         return None
     feature = _tag_feature(dataset)
     # A split may number its tags in another order than training does.
-    names = list(feature.names) if isinstance(feature, ClassLabel) else names
+    names = list(feature.names) if is_class_label(feature) else names
     rows = []
     known: dict[Any, str] = {}
     for row, (words, tags) in enumerate(zip(dataset["tokens"][:], dataset["ner_tags"][:], strict=True)):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -67,6 +66,8 @@ class SavedModel:
 
 def save_model(model: nn.Module, processor: Any, sidecar: Sidecar, folder: Path) -> None:
     """Save a model (an adapter with its head, where it is a `PeftModel`), its processor and its sidecar; whole or not at all."""
+    from peft import PeftModel
+
     with atomic_folder(folder) as temporary:
         if isinstance(model, PeftModel):
             # PEFT would write a local path here, and a generic card.
@@ -101,6 +102,8 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     functions = functions_of(task_from_dict(sidecar.task))
     auto_model = functions.AUTO_MODEL
     if is_adapter(folder):
+        from peft import PeftModel
+
         started_from = str(base or _find_base(folder, sidecar))
         checkpoint = open_base(started_from, functions.load_processor, _cache_only(started_from))
         if checkpoint.sha256 != sidecar.base_sha256:

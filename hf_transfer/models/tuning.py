@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -205,6 +204,8 @@ def _add_lora(model: nn.Module, head: frozenset[str], lora: LoRA, peft_task_type
     Raises:
         CheckpointError: A target matches nothing, or PEFT would train other whole modules than the head.
     """
+    from peft import LoraConfig, get_peft_model
+
     head_modules = find_head_modules(model, head)
     untouched = [*head_modules, *find_head_modules(model, fixed)]
     excluded = rf"({'|'.join(re.escape(name) for name in untouched)})(\..+)?"

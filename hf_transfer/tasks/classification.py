@@ -1,24 +1,28 @@
 """What classifying texts and classifying images share: one label a row."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
+from hf_transfer.data.columns import select_roles
 from hf_transfer.data.labels import read_labels
 from hf_transfer.data.roles import Corpus, Examples, check_classes
-from hf_transfer.data.sources import Source, select_roles
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.tasks.items import Window
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.data.sources import Source
+
 
 def read_rows(
-    source: Source,
+    source: "Source",
     columns: Mapping[str, str],
     label_names: Sequence[str] | None,
-    inputs_of: Callable[[str, Dataset], Sequence[Any]],
+    inputs_of: Callable[[str, "Dataset"], Sequence[Any]],
     check_names: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read inputs and labels.

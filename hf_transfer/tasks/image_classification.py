@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, PretrainedConfig
 
 from hf_transfer.data.augmentation import change_image, erase, mix, random_crop
-from hf_transfer.data.image_folder import IMAGE_SUFFIXES
-from hf_transfer.data.images import Picture, as_seen, check_images, read_pictures
+from hf_transfer.data.images import IMAGE_SUFFIXES, Picture, as_seen, check_images, read_pictures
 from hf_transfer.data.roles import Examples
-from hf_transfer.data.sources import Source
 from hf_transfer.errors import ConfigError, DataError
 from hf_transfer.task_configs import Augmentation, ImageClassification
 from hf_transfer.tasks.classification import (
@@ -31,6 +29,9 @@ from hf_transfer.tasks.classification import (
 )
 from hf_transfer.tasks.image_processor import ImageProcessor, load_image_processor
 from hf_transfer.tasks.items import Draw, EncodedRow, ImageWindow
+
+if TYPE_CHECKING:
+    from hf_transfer.data.sources import Source
 
 __all__ = ["check_labels", "count_labels", "decode", "item_logits", "item_shares", "to_answers", "weights_by_class"]
 
@@ -47,7 +48,7 @@ def choose_columns(columns: Mapping[str, str], found: Collection[str], task: Ima
 
 
 def read(
-    source: Source, columns: Mapping[str, str], label_names: Sequence[str] | None, task: ImageClassification
+    source: "Source", columns: Mapping[str, str], label_names: Sequence[str] | None, task: ImageClassification
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read images, each decoded once to see that it can be, and labels.
 

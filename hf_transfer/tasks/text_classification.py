@@ -3,16 +3,14 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.batches import pad
 from hf_transfer.data.roles import Examples
-from hf_transfer.data.sources import Source
 from hf_transfer.errors import ConfigError, DataError, listed
 from hf_transfer.task_configs import TextClassification
 from hf_transfer.tasks.classification import (
@@ -36,6 +34,11 @@ from hf_transfer.tasks.tokenizers import (
     load_tokenizer,
     measure_lengths,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.data.sources import Source
 
 __all__ = [
     "augmenter",
@@ -68,7 +71,7 @@ def choose_columns(columns: Mapping[str, str], found: Collection[str], task: Tex
 
 
 def read(
-    source: Source, columns: Mapping[str, str], label_names: Sequence[str] | None, task: TextClassification
+    source: "Source", columns: Mapping[str, str], label_names: Sequence[str] | None, task: TextClassification
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read texts and labels.
 
@@ -85,7 +88,7 @@ def read(
         DataError: A column, a text or a label is missing or wrong; names the row.
     """
 
-    def inputs_of(split: str, dataset: Dataset) -> list[Any]:
+    def inputs_of(split: str, dataset: "Dataset") -> list[Any]:
         texts: list[Any] = _texts(split, "text", dataset["text"][:], task)
         if "text_pair" not in columns:
             return texts

@@ -5,17 +5,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer
 from transformers import AutoModelForTokenClassification, PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_transfer.data.batches import pad
+from hf_transfer.data.columns import select_roles
 from hf_transfer.data.roles import Corpus, Examples
-from hf_transfer.data.sources import Source, select_roles
 from hf_transfer.data.tags import OUTSIDE, find_entities, read_tags, split_words, tag_spans, type_of
 from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
 from hf_transfer.task_configs import TokenClassification
@@ -31,6 +30,11 @@ from hf_transfer.tasks.tokenizers import (
     measure_lengths,
 )
 from hf_transfer.tasks.windows import cut_into_windows, first_pieces, special_tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.data.sources import Source
 
 __all__ = ["augmenter", "check_reach", "describe_misfit", "describe_reach"]
 
@@ -54,7 +58,7 @@ def choose_columns(columns: Mapping[str, str], found: Collection[str], task: Tok
 
 
 def read(
-    source: Source, columns: Mapping[str, str], label_names: Sequence[str] | None, task: TokenClassification
+    source: "Source", columns: Mapping[str, str], label_names: Sequence[str] | None, task: TokenClassification
 ) -> tuple[list[str], dict[str, Examples | None]]:
     """Read words and their tags, or texts and the spans of their entities.
 
@@ -309,8 +313,10 @@ def _words_and_places(value: Any, index: int) -> tuple[tuple[str, ...], list[tup
     return tuple(value), [(int(end) - len(word), int(end)) for end, word in zip(ends, value, strict=True)]
 
 
-def _words_of_spans(split: str, dataset: Dataset) -> Dataset:
+def _words_of_spans(split: str, dataset: "Dataset") -> "Dataset":
     """Turn texts and spans into words and tags."""
+    from datasets import Dataset
+
     texts = dataset["text"][:]
     for row, text in enumerate(texts):
         if not isinstance(text, str):

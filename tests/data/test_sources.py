@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_transfer.data.sources import load_source, read_file, select_roles
+from hf_transfer.data.columns import select_roles
+from hf_transfer.data.sources import load_source, read_file
 from hf_transfer.errors import DataError
 
 
