@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
@@ -17,6 +16,7 @@ from hf_transfer.data.conll import read_conll
 from hf_transfer.data.digits import read_digits
 from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
 from hf_transfer.data.image_folder import holds_image_folders, read_image_folder
+from hf_transfer.data.tables import SEPARATORS, check_utf8, json_lines, read_delimited
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -99,11 +99,11 @@ def read_file(path: Path) -> Dataset:
         if suffix == ".parquet":
             dataset = _read_parquet(path)
         else:
-            _check_utf8(path)
+            check_utf8(path)
             if suffix in CONLL_SUFFIXES:
                 dataset = read_conll(path)
             else:
-                dataset = _read_delimited(path, "\t" if suffix == ".tsv" else ",") if suffix in (".csv", ".tsv") else _read_json(path)
+                dataset = _read_delimited(path, SEPARATORS[suffix]) if suffix in SEPARATORS else _read_json(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     if len(dataset) == 0:
@@ -165,40 +165,9 @@ def _concatenated(split: str, paths: list[Path]) -> Dataset:
         raise DataError(f"the files of split {split} do not fit together ({listed(path.name for path in paths)}): {error}") from None
 
 
-def _check_utf8(path: Path) -> None:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8: line {number} holds the byte {line[error.start]:#04x}; save it as UTF-8") from None
-
-
 def _read_delimited(path: Path, separator: str) -> Dataset:
-    try:
-        # Text columns keep "NA", "007" and "" as they stand; `utf-8-sig` drops the mark that spreadsheet programs write.
-        settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        header = pd.read_csv(path, header=None, nrows=1, **settings).iloc[0].tolist()
-        _check_header(path, header, separator)
-        frame = pd.read_csv(path, **settings)
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path} is empty: expected a header line and rows") from None
-    except (pd.errors.ParserError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
-        raise DataError(f"{path} is malformed: {reason}; quote fields that hold '{separator}', quotes or line breaks") from None
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise DataError(f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator")
-    return Dataset.from_dict({str(column): frame[column].tolist() for column in frame.columns})
-
-
-def _check_header(path: Path, header: list[str], separator: str) -> None:
-    # Spreadsheets leave empty cells behind the last column: those may repeat.
-    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
-        raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
-    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in header[0] and mark != separator]):
-        raise DataError(f"{path} has one column, '{header[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
+    (columns,) = read_delimited(path, separator)
+    return Dataset.from_dict(columns)
 
 
 def _read_json(path: Path) -> Dataset:
@@ -235,20 +204,15 @@ def _first_misfit(values: dict[str, list[Any]]) -> tuple[str, int]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line or position, object) from JSON lines, or from one JSON array of objects."""
-    text = path.read_text(encoding="utf-8-sig")
+    with path.open(encoding="utf-8-sig") as file:
+        first_line_held = next((line for line in file if line.strip()), "")
+    if not first_line_held.lstrip().startswith("["):
+        yield from json_lines(path)
+        return
     try:
-        if text.lstrip().startswith("["):
-            numbered = list(enumerate(json.loads(text), 1))
-        else:
-            number = 0
-            numbered = []
-            # Only "\n" ends a line: str.splitlines would also cut at characters that may stand inside a JSON string.
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    numbered.append((number, json.loads(line)))
+        numbered = list(enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1))
     except json.JSONDecodeError as error:
-        line_number = error.lineno if text.lstrip().startswith("[") else number
-        raise DataError(f"{path} is malformed: line {line_number}: {error.msg}") from None
+        raise DataError(f"{path} is malformed: line {error.lineno}: {error.msg}") from None
     for number, row in numbered:
         if not isinstance(row, dict):
             raise DataError(f"{path} is malformed: row {number} is {type(row).__name__}, expected an object")

@@ -1,0 +1,359 @@
+"""Tables in files, read and written a chunk of rows at a time, so that a file larger than memory goes through."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_transfer.errors import DataError, did_you_mean, first_line, listed
+from hf_transfer.files import atomic_file
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+"""Suffix -> what stands between two cells."""
+TABLE_SUFFIXES = (*SEPARATORS, ".jsonl", ".parquet")
+"""Kinds of file that are read and written by chunks."""
+DIGITS = 6
+"""Of a number we add to a CSV or JSONL file, behind the point."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a table that follow each other."""
+
+    first_row: int
+    """Position in the file of the first, counted from 0."""
+    rows: pa.Table | list[dict[str, Any]]
+    """As Arrow holds them; objects where they come from JSON lines, which may differ in their keys."""
+
+    def __len__(self) -> int:
+        """Give the number of rows."""
+        return len(self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Give the columns, in order; of objects each that one of them has."""
+        if isinstance(self.rows, list):
+            return list(dict.fromkeys(key for row in self.rows for key in row))
+        return list(self.rows.column_names)
+
+    def values(self, column: str) -> list[Any]:
+        """Give a column, (B,), None where a row has nothing."""
+        return [row.get(column) for row in self.rows] if isinstance(self.rows, list) else self.rows[column].to_pylist()
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Give each row as column -> value."""
+        return self.rows if isinstance(self.rows, list) else self.rows.to_pylist()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a table once it was read from end to end."""
+
+    columns: list[str]
+    schema: pa.Schema | None
+    """Types of its columns; None where nobody asked."""
+    num_rows: int
+
+
+def check_tables(source: Path, target: Path) -> None:
+    """Refuse an input that is not there, and an output that is there already or cannot be written.
+
+    Raises:
+        DataError: Says which.
+    """
+    for what, path in (("input", source), ("output", target)):
+        if path.suffix.lower() not in TABLE_SUFFIXES:
+            suggestion = did_you_mean(path.suffix.lower(), TABLE_SUFFIXES)
+            raise DataError(f"the {what} file must end in {listed(TABLE_SUFFIXES)}, found {path}{suggestion}")
+    if not source.is_file():
+        siblings = [entry.name for entry in source.parent.iterdir()] if source.parent.is_dir() else []
+        what = "is a folder, expected a file" if source.is_dir() else "does not exist"
+        raise DataError(f"the input file {source} {what}{did_you_mean(source.name, siblings, likeness=0.75)}")
+    if target.exists():
+        raise DataError(f"the output file {target} exists already: name another, or move this one away")
+    if not target.parent.is_dir():
+        raise DataError(f"the output file {target} has no folder to lie in: create {target.parent}, or name another")
+
+
+def read_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
+    """Yield the rows of a CSV, TSV, JSONL or Parquet file, in order; every CSV cell is the text it is.
+
+    Args:
+        path: The file.
+        num_rows: Of a chunk, at most. A CSV or Parquet file without rows gives one chunk that has its columns.
+
+    Raises:
+        DataError: It cannot be read, is not UTF-8 or is malformed; names the line where that is known.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            yield from _parquet_chunks(path, num_rows)
+        elif suffix == ".jsonl":
+            yield from _json_chunks(path, num_rows)
+        else:
+            check_utf8(path)
+            first_row = 0
+            for columns in read_delimited(path, SEPARATORS[suffix], num_rows):
+                chunk = Chunk(first_row, pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}))
+                yield chunk
+                first_row += len(chunk)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def outline(chunks: Iterable[Chunk], typed: bool) -> Outline:
+    """Give columns, types and number of rows of a whole table.
+
+    Args:
+        chunks: All of it.
+        typed: Find out types, which JSON lines only have where all rows agree.
+
+    Raises:
+        DataError: Rows do not agree; names the column.
+    """
+    columns: dict[str, pa.DataType | None] = {}
+    schema: pa.Schema | None = None
+    num_rows = 0
+    for chunk in chunks:
+        num_rows += len(chunk)
+        if isinstance(chunk.rows, pa.Table):
+            schema = chunk.rows.schema
+            columns.update(dict.fromkeys(chunk.columns))
+            continue
+        for name in chunk.columns:
+            columns[name] = _common_type(name, chunk, columns.get(name)) if typed else None
+    if typed and schema is None:
+        schema = pa.schema(columns.items())
+    return Outline(list(columns), schema, num_rows)
+
+
+@contextmanager
+def table_writer(path: Path, source: Outline, added: pa.Schema) -> Iterator[Callable[[Chunk, pa.Table], None]]:
+    """Lend a function that writes a chunk with its added columns behind its own; the file is there, whole, when the block ends well.
+
+    Args:
+        path: CSV, TSV, JSONL or Parquet file to write.
+        source: The table that the chunks come from.
+        added: The columns that are added.
+
+    Raises:
+        DataError: The file cannot be written, or a value has no form in it.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with atomic_file(path) as temporary, ExitStack() as stack:
+            if suffix == ".parquet":
+                assert source.schema is not None
+                schema = _with_columns(source.schema, added)
+                parquet = stack.enter_context(pq.ParquetWriter(temporary, schema))
+                yield lambda chunk, more: parquet.write_table(_joined(chunk, more, schema))
+            else:
+                file = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
+                if suffix == ".jsonl":
+                    yield lambda chunk, more: _write_json(file, chunk, more)
+                else:
+                    separator = SEPARATORS[suffix]
+                    _write_cells(file, [[*source.columns, *added.names]], separator)
+                    yield lambda chunk, more: _write_cells(file, _cells(chunk, more, source.columns), separator)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a file that is not UTF-8.
+
+    Raises:
+        DataError: Names the line and the byte.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8: line {number} holds the byte {line[error.start]:#04x}; save it as UTF-8") from None
+
+
+def read_delimited(path: Path, separator: str, num_rows: int | None = None) -> Iterator[dict[str, list[str]]]:
+    """Yield column -> cells of a CSV or TSV file, `num_rows` at a time (None: all at once); "NA", "007" and "" stay as they
+    stand, and cells that a row lacks at its end are empty.
+
+    Raises:
+        DataError: It is empty or malformed.
+    """
+    import pandas as pd
+
+    try:
+        # `utf-8-sig` drops the mark that spreadsheet programs write.
+        settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+        header = pd.read_csv(path, header=None, nrows=1, **settings).iloc[0].tolist()
+        _check_header(path, header, separator)
+        with pd.read_csv(path, chunksize=num_rows, iterator=True, **settings) as frames:
+            for frame in frames if num_rows else [frames.read()]:
+                if not isinstance(frame.index, pd.RangeIndex):
+                    raise DataError(
+                        f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator"
+                    )
+                yield {str(name): frame[name].tolist() for name in frame.columns}
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path} is empty: expected a header line and rows") from None
+    except (pd.errors.ParserError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
+        raise DataError(f"{path} is malformed: {reason}; quote fields that hold '{separator}', quotes or line breaks") from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number of each line that is not blank, counted from 1, and the object it holds.
+
+    Raises:
+        DataError: A line is no JSON object in UTF-8; names it.
+    """
+    with path.open("rb") as file:
+        # Only "\n" ends a line: others may stand inside a JSON string.
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text) if text.strip() else None
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8: line {number} holds the byte {line[error.start]:#04x}; save it as UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path} is malformed: line {number}: {error.msg}") from None
+            if "\\ud" in text.lower() and not _is_whole(row):
+                raise DataError(f"{path} is malformed: line {number} holds half of a character, \\ud800 to \\udfff without the other half")
+            if isinstance(row, dict):
+                yield number, row
+            elif text.strip():
+                raise DataError(f"{path} is malformed: row {number} is {type(row).__name__}, expected an object")
+
+
+def _is_whole(value: Any) -> bool:
+    """Say whether every character in a value from JSON has a form in UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_header(path: Path, header: list[str], separator: str) -> None:
+    # Spreadsheets leave empty cells behind the last column: those may repeat.
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
+    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in header[0] and mark != separator]):
+        raise DataError(f"{path} has one column, '{header[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
+
+
+def _parquet_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
+    try:
+        # Read as it is asked for: by itself Arrow fetches a row group whole, and a file may be one row group.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            schema = file.schema_arrow
+            if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+                raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
+            first_row = 0
+            for batch in file.iter_batches(batch_size=num_rows):
+                yield Chunk(first_row, pa.Table.from_batches([batch], schema))
+                first_row += len(batch)
+            if first_row == 0:
+                yield Chunk(0, schema.empty_table())
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _json_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
+    rows: list[dict[str, Any]] = []
+    first_row = 0
+    for _, row in json_lines(path):
+        rows.append(row)
+        if len(rows) == num_rows:
+            yield Chunk(first_row, rows)
+            first_row += num_rows
+            rows = []
+    if rows:
+        yield Chunk(first_row, rows)
+
+
+def _common_type(name: str, chunk: Chunk, before: pa.DataType | None) -> pa.DataType:
+    """Give the type that holds a column of this chunk and of those before."""
+    try:
+        found = pa.array(chunk.values(name)).type
+        fields = [pa.schema({name: kind}) for kind in (before, found) if kind is not None]
+        return pa.unify_schemas(fields, promote_options="permissive").field(name).type
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"column '{name}' holds values that share no Parquet type, in row {chunk.first_row} or after ({first_line(error)}): make every "
+            "row the same type, or write JSONL"
+        ) from None
+
+
+def _with_columns(schema: pa.Schema, added: pa.Schema) -> pa.Schema:
+    # `datasets` would refuse a file whose columns are not those its own note there lists; pandas only looks up its index.
+    notes = {key: note for key, note in (schema.metadata or {}).items() if key != b"huggingface"}
+    return pa.schema([*schema, *added], metadata=notes)
+
+
+def _joined(chunk: Chunk, more: pa.Table, schema: pa.Schema) -> pa.Table:
+    own = schema.names[: len(schema.names) - more.num_columns]
+    try:
+        if isinstance(chunk.rows, list):
+            columns = [pa.array(chunk.values(name), schema.field(name).type) for name in own]
+        else:
+            columns = [chunk.rows[name] for name in own]
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"a value in row {chunk.first_row} or after does not fit its Parquet column ({first_line(error)}): write JSONL"
+        ) from None
+    return pa.table([*columns, *more.columns], schema=schema)
+
+
+def _write_json(file: TextIO, chunk: Chunk, more: pa.Table) -> None:
+    for row, added in zip(chunk.objects(), more.to_pylist(), strict=True):
+        file.write(json.dumps(row | _rounded(added), ensure_ascii=False, default=_plain) + "\n")
+
+
+def _cells(chunk: Chunk, more: pa.Table, columns: Sequence[str]) -> Iterator[list[str]]:
+    for row, added in zip(chunk.objects(), more.to_pylist(), strict=True):
+        yield [_cell(value) for value in (*(row.get(name) for name in columns), *_rounded(added).values())]
+
+
+def _cell(value: Any) -> str:
+    """Give a value as the text of a cell: nothing for None, JSON for lists, objects, numbers and truth values."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, (bool, int, float, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    return _plain(value)
+
+
+def _write_cells(file: TextIO, rows: Iterable[Sequence[str]], separator: str) -> None:
+    # Python 3.11's csv.writer leaves a carriage return unquoted where lines end in "\n", and a reader would cut the row there.
+    marks = (separator, '"', "\r", "\n")
+    for row in rows:
+        quoted = ('"' + cell.replace('"', '""') + '"' if any(mark in cell for mark in marks) else cell for cell in row)
+        file.write(separator.join(quoted) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return {key: _rounded(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def _plain(value: Any) -> str:
+    """Give what JSON has no form for (dates, times, decimals) as text.
+
+    Raises:
+        DataError: It is bytes.
+    """
+    if isinstance(value, bytes):
+        raise DataError("a column holds bytes, which neither CSV nor JSONL can: write Parquet, or leave the column out of the input")
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
