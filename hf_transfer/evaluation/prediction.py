@@ -49,7 +49,7 @@ def run_windows(
 
     with torch.inference_mode(), autocast, cpu_kernels(device), closing(make_ahead(read, len(pieces), num_workers)) as made:
         for positions, arguments in zip(pieces, made, strict=True):
-            yield positions, run({name: tensor.to(device, non_blocking=True) for name, tensor in arguments.items()})
+            yield positions, run({name: send(tensor, device) for name, tensor in arguments.items()})
 
 
 def predict_logits(
@@ -60,6 +60,8 @@ def predict_logits(
     max_tokens: int,
     accelerator: Accelerator | None = None,
     num_workers: int = 0,
+    autocast: AbstractContextManager[Any] | None = None,
+    advance: Callable[[float], object] | None = None,
 ) -> np.ndarray:
     """Run a model over rows, each item exactly once, in micro-batches of windows of like lengths.
 
@@ -71,6 +73,8 @@ def predict_logits(
         max_tokens: Padded tokens a micro-batch may hold.
         accelerator: Shares the windows among its processes; every process gets all logits. None = this process alone.
         num_workers: Processes that read the input ahead.
+        autocast: The precision to compute in; None = the accelerator's, or without one the model's own.
+        advance: Told after each micro-batch which share of the windows (of this process) it held.
 
     Returns:
         Logits, (M, C) float32, in the order of the rows' items.
@@ -79,21 +83,32 @@ def predict_logits(
     num_processes, process = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     share = deal(lengths, num_processes)[process]
     device = accelerator.device if accelerator else next(model.parameters()).device
-    autocast: AbstractContextManager[Any] = accelerator.autocast() if accelerator else nullcontext()
+    if autocast is None:
+        autocast = accelerator.autocast() if accelerator else nullcontext()
     windows = [layout.windows[position] for position in share]
     model.eval()
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    items: list[np.ndarray] = []
+    outputs: list[torch.Tensor] = []
     ran = run_windows(lambda arguments: model(**arguments).logits, windows, collate, max_tokens, device, autocast, num_workers)
     for positions, output in ran:
-        logits = item_logits(output, [windows[position] for position in positions])
-        parts.append((np.concatenate([layout.items[share[position]] for position in positions]), logits.float().cpu().numpy()))
+        outputs.append(item_logits(output, [windows[position] for position in positions]).float())
+        items.append(np.concatenate([layout.items[share[position]] for position in positions]))
+        if advance is not None:
+            advance(len(positions) / len(share))
+    # Fetched at the end: a GPU would wait for each micro-batch to arrive here before it begins the next.
+    parts = [(np.concatenate(items), torch.cat(outputs).cpu().numpy())] if outputs else []
     if num_processes > 1:
         parts = gather_object(parts)
     num_classes = parts[0][1].shape[1] if parts else getattr(model.config, "num_labels", 0)
     all_logits = np.empty((layout.num_items, num_classes), dtype=np.float32)
     counted = np.zeros(layout.num_items, dtype=np.int64)
-    for items, logits in parts:
-        all_logits[items] = logits
-        np.add.at(counted, items, 1)
+    for places, logits in parts:
+        all_logits[places] = logits
+        np.add.at(counted, places, 1)
     assert (counted == 1).all(), "every item is predicted exactly once"
     return all_logits
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring a tensor to a device; from pinned memory a GPU copies while it computes."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -181,7 +181,7 @@ def _fitting_tokens(recipe: Recipe, arms: Sequence[str], architecture: Architect
 
     Never by a stopwatch, so that runs repeat bit for bit.
     """
-    tokens = default_micro_batch_tokens(accelerator)
+    tokens = default_micro_batch_tokens(accelerator.device)
     if accelerator.device.type == "cpu":
         return tokens
     functions = functions_of(recipe.task)

@@ -10,6 +10,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from hf_transfer.errors import TrainingError
+from hf_transfer.evaluation.prediction import send
 from hf_transfer.models.cpu_kernels import cpu_kernels
 from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.batches import Batches, Read
@@ -50,7 +51,7 @@ def accumulate(
         seed = plan.dropout_seed(update, read.micro_batch)
         torch.manual_seed(seed)
         windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
-        arguments = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in read.arguments.items()}
+        arguments = {name: send(tensor, accelerator.device) for name, tensor in read.arguments.items()}
         labels, weights = read.labels.to(accelerator.device), read.weights.to(accelerator.device)
         with nullcontext() if plain_kernels else cpu_kernels(accelerator.device, seed):
             logits = batches.item_logits(model(**arguments).logits, windows)

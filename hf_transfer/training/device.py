@@ -11,11 +11,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from hf_transfer.data.images import num_cores
-from hf_transfer.errors import ConfigError
+from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.models.cpu_kernels import bound_kernel_cache
 
 CPU_MICRO_BATCH_TOKENS = 1024
 GPU_MICRO_BATCH_TOKENS = 8192
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Precision -> what a model computes in."""
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -27,14 +29,35 @@ def make_accelerator(precision: str) -> Accelerator:
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         bound_kernel_cache()
-    resolved = auto_precision() if precision == "auto" else precision
-    if resolved == "fp16" and on_cpu:
-        raise ConfigError("precision fp16 needs a GPU, found a CPU only: take auto, bf16 or fp32")
+    resolved = resolve_precision(precision)
     mixed_precision = "no" if resolved == "fp32" else resolved
     # Accelerate keeps the first precision of a process for ever; a second run may ask for another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
+
+
+def resolve_precision(precision: str) -> str:
+    """Give "bf16", "fp16" or "fp32": what was asked for, or what "auto" means here.
+
+    Raises:
+        ConfigError: There is no such precision, or the device cannot do it.
+    """
+    if precision not in ("auto", *DTYPES):
+        raise ConfigError(f"precision must be {listed(['auto', *DTYPES])}, found {precision!r}{did_you_mean(str(precision), DTYPES)}")
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError("precision fp16 needs a GPU, found a CPU only: take auto, bf16 or fp32")
+    return auto_precision() if precision == "auto" else precision
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Give the context in which a model of fp32 weights computes in a precision ("auto" included).
+
+    Raises:
+        ConfigError: There is no such precision, or the device cannot do it.
+    """
+    resolved = resolve_precision(precision)
+    return torch.autocast(device.type, DTYPES[resolved], enabled=resolved != "fp32")
 
 
 def auto_precision() -> str:
@@ -47,9 +70,9 @@ def auto_precision() -> str:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def default_micro_batch_tokens(accelerator: Accelerator) -> int:
+def default_micro_batch_tokens(device: torch.device) -> int:
     """Give the padded tokens of a micro-batch: constants, never a stopwatch, so that runs repeat bit for bit."""
-    return CPU_MICRO_BATCH_TOKENS if accelerator.device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
+    return CPU_MICRO_BATCH_TOKENS if device.type == "cpu" else GPU_MICRO_BATCH_TOKENS
 
 
 def default_num_workers(accelerator: Accelerator) -> int:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hf_transfer.errors import ConfigError
-from hf_transfer.training.device import auto_precision, make_accelerator, peak_memory_bytes, reset_peak_memory
+from hf_transfer.training.device import auto_precision, make_accelerator, peak_memory_bytes, reset_peak_memory, resolve_precision
 
 
 def test_a_second_run_of_a_process_may_ask_for_another_precision() -> None:
@@ -28,3 +28,9 @@ def test_fp16_needs_a_gpu() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         make_accelerator("fp16")
+
+
+def test_an_unknown_precision_is_one_sentence() -> None:
+    assert [resolve_precision(precision) for precision in ("auto", "bf16", "fp32")] == [auto_precision(), "bf16", "fp32"]
+    with pytest.raises(ConfigError, match="precision must be auto, bf16, fp16, fp32, found 'bf61'; did you mean 'bf16'"):
+        resolve_precision("bf61")
