@@ -1,13 +1,15 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
+import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.data.hub import hub_answers, is_local_checkpoint, is_local_dataset
 from hf_transfer.errors import (
+    CheckpointError,
     ConfigError,
     RunFolderError,
     check_no_name_clash,
@@ -18,6 +20,7 @@ from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cell_fo
 from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 if TYPE_CHECKING:
+    from hf_transfer.evaluation.table_prediction import TablePrediction
     from hf_transfer.evidence.validation import Findings
     from hf_transfer.models.saved import SavedModel
 
@@ -157,28 +160,33 @@ class Model:
         """Label names by class id, (C,)."""
         return self.saved.sidecar.labels
 
-    def predict(self, inputs: Iterable[Any]) -> list[dict[str, Any]]:
-        """Predict each text or image, in fp32.
+    def predict(
+        self, inputs: Iterable[Any], precision: str = "auto", advance: Callable[[float], object] | None = None
+    ) -> list[dict[str, Any]]:
+        """Predict each text or image.
 
         Args:
             inputs: (B,) texts (pairs of texts for a model of pairs; for NER texts or lists of words), an empty one is predicted like
                 any other; or images: paths, encoded images, Pillow images.
+            precision: "auto" (bf16 where the hardware multiplies it, else fp32), "bf16", "fp16" (on a GPU) or "fp32".
+            advance: Told after each micro-batch which share of the inputs it held.
 
         Returns:
             (B,) of `{"label", "score" (its probability), "probabilities" (label -> probability)}`; for NER of
             `{"entities": [{"start", "end", "text", "label", "score"}]}`, offsets in characters.
 
         Raises:
-            ConfigError: `inputs` is no such list.
+            ConfigError: `inputs` is no such list, or the device cannot do the precision.
             DataError: An image cannot be read.
+            CheckpointError: The model gives what is no finite number.
         """
-        import functools
-
         from hf_transfer.evaluation.prediction import predict_logits
         from hf_transfer.tasks import functions_of
         from hf_transfer.tasks.items import lay_out, to_probabilities
-        from hf_transfer.training.device import CPU_MICRO_BATCH_TOKENS
+        from hf_transfer.training.device import autocast, default_micro_batch_tokens
 
+        device = next(self.saved.model.parameters()).device
+        computing = autocast(precision, device)
         task = functions_of(self.saved.task)
         values = inputs if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable) else list(inputs)
         rows = task.to_inputs(values, self.saved.task)
@@ -187,10 +195,39 @@ class Model:
         processor = self.saved.processor
         layout = lay_out(task.encode(processor, rows, self.saved.task))
         collate = functools.partial(task.collate, processor=processor)
-        logits = predict_logits(self.saved.model, layout, collate, task.item_logits, CPU_MICRO_BATCH_TOKENS)
+        max_tokens = default_micro_batch_tokens(device)
+        logits = predict_logits(self.saved.model, layout, collate, task.item_logits, max_tokens, autocast=computing, advance=advance)
+        if not (abs(logits) < float("inf")).all():
+            raise CheckpointError('the model gives what is no finite number: take --precision fp32 (in Python precision="fp32")')
         probabilities = to_probabilities(logits)
         predictions = task.decode(probabilities, layout.first_item, self.labels)
         return task.to_answers(values, layout.split(probabilities), layout.split(predictions), self.labels)
+
+    def predict_file(
+        self, source: str | Path, target: str | Path, columns: Mapping[str, str] | None = None, precision: str = "auto"
+    ) -> "TablePrediction":
+        """Predict every row of a CSV, TSV, JSONL or Parquet file into another, in memory for some thousand rows.
+
+        The output has the input's columns and rows, in order, and behind them: `prediction` (the label), `score` and `probabilities`
+        (label -> probability; in a CSV a column `probability_LABEL` for each label); for NER `entities` (in a CSV as JSON text).
+
+        Args:
+            source: The file; it is read twice, so that a mistake in its last row shows before the first is predicted.
+            target: The file to write, which must not exist; whole or absent, whatever happens.
+            columns: Role -> column (`{"text": "review"}`) for what is called otherwise than in training.
+            precision: As in `predict`.
+
+        Raises:
+            TransferError: A file cannot be read or written, a column is missing, or a row holds nothing that can be predicted.
+        """
+        from hf_transfer.evaluation.table_prediction import predict_table
+        from hf_transfer.tasks import functions_of
+        from hf_transfer.training.device import resolve_precision
+
+        task, resolved = self.saved.task, resolve_precision(precision)
+        predict = functools.partial(self.predict, precision=resolved)
+        paths = (Path(source).expanduser(), Path(target).expanduser())
+        return predict_table(predict, functions_of(task), task, self.labels, *paths, columns)
 
 
 def _check_run(

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import hf_transfer
 from hf_transfer import api
+from hf_transfer.data.hub import is_local_checkpoint
 from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
-from hf_transfer.flags import Parser, add_run_flags, named_recipe, resolve
+from hf_transfer.flags import Parser, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
 from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names
 
@@ -73,6 +74,30 @@ def _validate_verb(parser: Parser, arguments: Sequence[str]) -> None:
     print(api.validate(recipe, **chosen))
 
 
+def _predict_verb(parser: Parser, arguments: Sequence[str]) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run's folder (its recommended model), a cell's or a model's folder, or a Hub id")
+    parser.add_argument("--input", metavar="FILE", required=True, help="CSV, TSV, JSONL or Parquet file to read")
+    parser.add_argument("--output", metavar="FILE", required=True, help="file of such a kind to write; must not exist")
+    parser.add_argument("--columns", nargs="+", action="extend", metavar="ROLE=COLUMN", help="columns by role: text=review")
+    parser.add_argument("--precision", metavar="P", default="auto", help="auto (the default), bf16, fp16 or fp32")
+    flags = parser.parse(arguments)
+    columns = column_pairs(flags.columns)
+    source, target = Path(flags.input).expanduser(), Path(flags.output).expanduser()
+
+    from hf_transfer.data.tables import check_tables
+
+    # Before the model is loaded, which takes seconds.
+    check_tables(source, target)
+    # A local adapter may need its base from the Hub, which is only asked then.
+    if not is_local_checkpoint(flags.model):
+        set_offline([flags.model])
+    try:
+        print(api.load(flags.model).predict_file(source, target, columns, flags.precision))
+    except KeyboardInterrupt:
+        print(f"interrupted: {target} was not written", file=sys.stderr)
+        sys.exit(130)
+
+
 def _new_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("file", metavar="FILE.py", help="recipe file to write; must not exist")
     parser.add_argument("--from", dest="source", metavar="RECIPE", required=True, help=f"recipe to begin with: {listed(recipe_names())}")
@@ -96,6 +121,7 @@ def _ls_verb(parser: Parser, arguments: Sequence[str]) -> None:
 VERBS: dict[str, tuple[Callable[[Parser, Sequence[str]], None], str]] = {
     "run": (_run_verb, "train the arms of a recipe and compare them"),
     "validate": (_validate_verb, "check a recipe, its data and its checkpoint without training, and say what was found"),
+    "predict": (_predict_verb, "label the rows of a file with a trained model"),
     "new": (_new_verb, "write a recipe of your own to edit, from one that there is"),
     "ls": (_ls_verb, "list the recipes and their arms"),
 }

@@ -76,7 +76,7 @@ def resolve(recipe: Recipe, flags: argparse.Namespace, defaults: Mapping[str, An
     given = {name: value for name in RUN_DEFAULTS if (value := getattr(flags, name)) is not None}
     chosen = {**(defaults or {}), **pop_run_section(config, flags.config), **given}
     recipe = apply_flags(with_config(recipe, config, flags), flags, chosen.get("arms"))
-    _set_offline(recipe)
+    set_offline(_needed_from_hub(recipe))
     return recipe, chosen
 
 
@@ -179,16 +179,25 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
                 raise ConfigError(f"--{flag.replace('_', '-')}: expected a number above 0, found {value}")
             changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in api.check_arms(recipe, arms)})
     if flags.columns:
-        pairs = _pairs(flags.columns, "--columns role=column")
-        if twice := [(role, column) for role, column in pairs if dict(pairs)[role] != column]:
-            raise ConfigError(f"--columns gives {twice[0][0]} twice: {twice[0][1]} and {dict(pairs)[twice[0][0]]}")
-        changes["data.columns"] = recipe.data.columns | dict(pairs)
+        changes["data.columns"] = recipe.data.columns | column_pairs(flags.columns)
     for path, text in _pairs(flags.set or [], "--set field=value"):
         try:
             changes[path] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {path}: '{text}' is no YAML value") from None
     return recipe.override(changes)
+
+
+def column_pairs(words: Sequence[str] | None) -> dict[str, str]:
+    """Give the role -> column that `--columns` names.
+
+    Raises:
+        ConfigError: A word is no pair, or a role is given twice.
+    """
+    pairs = _pairs(words or [], "--columns role=column")
+    if twice := [(role, column) for role, column in pairs if dict(pairs)[role] != column]:
+        raise ConfigError(f"--columns gives {twice[0][0]} twice: {twice[0][1]} and {dict(pairs)[twice[0][0]]}")
+    return dict(pairs)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> None:
@@ -236,13 +245,13 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     )
 
 
-def _set_offline(recipe: Recipe) -> None:
-    """Before the first Hugging Face import: switch the Hub off where nothing needs it, or where it does not answer."""
-    needed = [
-        name
-        for name, is_local in ((recipe.checkpoint, is_local_checkpoint), (recipe.data.source or "", is_local_dataset))
-        if name and not is_local(name)
-    ]
+def _needed_from_hub(recipe: Recipe) -> list[str]:
+    sources = ((recipe.checkpoint, is_local_checkpoint), (recipe.data.source or "", is_local_dataset))
+    return [name for name, is_local in sources if name and not is_local(name)]
+
+
+def set_offline(needed: Sequence[str]) -> None:
+    """Before the first Hugging Face import: switch the Hub off where nothing is needed from it, or where it does not answer."""
     if is_offline() or (needed and hub_answers()):
         return
     if needed:

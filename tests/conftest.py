@@ -269,3 +269,39 @@ def refused(result: tuple[int, str, str]) -> str:
     assert out == ""
     assert list(Path.cwd().iterdir()) == [], "nothing is written"
     return lines[0]
+
+
+def save_untrained(kind: str, checkpoint: Path, labels: list[str], folder: Path, **settings: object) -> Path:
+    """Save a model of random weights as a cell of a run would: what predicting needs, without a training."""
+    import torch
+
+    from hf_transfer.models.build import build_model, inspect
+    from hf_transfer.models.checkpoint import open_checkpoint
+    from hf_transfer.models.saved import Sidecar, save_model
+    from hf_transfer.task_configs import TASKS
+    from hf_transfer.tasks import functions_of
+
+    task = TASKS[kind](**settings)
+    functions = functions_of(task)
+    opened = open_checkpoint(str(checkpoint), functions.load_processor)
+    model = build_model(inspect(opened, functions.AUTO_MODEL, labels), "pretrained", seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # The answers of freshly drawn weights hardly depend on the input.
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    values = {"kind": kind, **settings}
+    save_model(model, opened.processor, Sidecar(values, labels, opened.base_id, opened.revision, opened.sha256), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def topics_model(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a model that classifies texts; it knows nothing."""
+    return save_untrained("text-classification", tiny_bert, list(TOPICS), tmp_path_factory.mktemp("models") / "topics", max_length=64)
+
+
+@pytest.fixture(scope="session")
+def names_model(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a model that finds entities in words; it knows nothing."""
+    tags = ["O", "B-boats", "I-boats", "B-chess", "I-chess"]
+    return save_untrained("token-classification", tiny_bert, tags, tmp_path_factory.mktemp("models") / "names", max_length=32)

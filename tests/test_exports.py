@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,4 +32,16 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_light_things_load_no_torch(code: str) -> None:
     ending = "import sys\nheavy = {'torch', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules)\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{ending}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_predicts_without_what_only_training_needs(topics_model: Path, names_model: Path) -> None:
+    code = f"""
+import sys, hf_transfer as ht
+for folder in {[str(topics_model), str(names_model)]}:
+    ht.load(folder).predict(["sail"])
+heavy = {{"datasets", "peft", "sklearn", "pandas", "pyarrow", "evaluate"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,8 @@
   size), `describe_misfit`
 - training: `weights_by_class` (by name -> by class id), `item_shares` (what a row's items count)
 - model output: `item_logits` (a row an item), `decode` (probabilities -> class ids)
-- a trained model: `to_inputs` (what a user passes -> inputs), `to_answers` (probabilities -> what a user gets)
+- a trained model: `to_inputs` (what a user passes -> inputs), `to_answers` (probabilities -> what a user gets); of a table, `input_roles`
+  (the columns it is read from), `from_columns` (their values -> what a user would pass), `to_table` (answers -> columns)
 """
 
 from types import ModuleType

@@ -13,6 +13,7 @@ from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.tasks.items import Window
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
     from hf_transfer.data.sources import Source
@@ -95,6 +96,26 @@ def decode(probabilities: np.ndarray, first_item: np.ndarray, names: Sequence[st
 def item_shares(num_items: np.ndarray, task: Any) -> np.ndarray:
     """Give what each item of a row counts by its row, (B,): 1."""
     return np.ones(len(num_items))
+
+
+def to_table(answers: Sequence[Mapping[str, Any]], names: Sequence[str], flat: bool) -> "pa.Table":
+    """Give answers as the columns of a table: `prediction` (the label's name), `score` and `probabilities` (label -> probability).
+
+    Args:
+        answers: From `to_answers`, (B,).
+        names: Label names, (C,).
+        flat: No cell may hold several values: a column `probability_LABEL` for each label instead.
+    """
+    import pyarrow as pa
+
+    columns = {
+        "prediction": pa.array([answer["label"] for answer in answers], pa.string()),
+        "score": pa.array([answer["score"] for answer in answers], pa.float32()),
+    }
+    of_labels = [pa.array([answer["probabilities"][name] for answer in answers], pa.float32()) for name in names]
+    if flat:
+        return pa.table(columns | {f"probability_{name}": values for name, values in zip(names, of_labels, strict=True)})
+    return pa.table(columns | {"probabilities": pa.StructArray.from_arrays(of_labels, names)})
 
 
 def to_answers(

@@ -25,6 +25,7 @@ from hf_transfer.tasks.classification import (
     item_shares,
     read_rows,
     to_answers,
+    to_table,
     weights_by_class,
 )
 from hf_transfer.tasks.image_processor import ImageProcessor, load_image_processor
@@ -33,7 +34,7 @@ from hf_transfer.tasks.items import Draw, EncodedRow, ImageWindow
 if TYPE_CHECKING:
     from hf_transfer.data.sources import Source
 
-__all__ = ["check_labels", "count_labels", "decode", "item_logits", "item_shares", "to_answers", "weights_by_class"]
+__all__ = ["check_labels", "count_labels", "decode", "item_logits", "item_shares", "to_answers", "to_table", "weights_by_class"]
 
 AUTO_MODEL = AutoModelForImageClassification
 PEFT_TASK_TYPE = None
@@ -206,6 +207,33 @@ def to_inputs(values: Iterable[Any], task: ImageClassification) -> list[Picture]
     if isinstance(values, (str, bytes, Path, Image.Image)) or not isinstance(values, Iterable):
         raise ConfigError(f"predict takes a list of images, found {type(values).__name__}: predict([image])")
     return check_images("given", [_reader(index, value) for index, value in enumerate(values)])
+
+
+def input_roles(task: ImageClassification, columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+    """Give the role -> column of a table to predict: the column of the training."""
+    return {"image": task.image}
+
+
+def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -> list[Any]:
+    """Give what `to_inputs` takes from the columns of a table.
+
+    Args:
+        columns: Role -> values, (B,): encoded images, `{"bytes", "path"}` as `datasets` writes them, or paths.
+        first_row: Where they begin in the table, for messages.
+        root: Folder that paths start from.
+
+    Raises:
+        DataError: A row has no image; names it.
+    """
+    images: list[Any] = []
+    for row, value in enumerate(columns["image"], first_row):
+        image = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+        if not isinstance(image, (str, bytes)) or not image:
+            raise DataError(
+                f"given row {row} has no image ({value!r}): expected one (encoded, or the path of its file); fill it, or remove the row"
+            )
+        images.append(root / Path(image).expanduser() if isinstance(image, str) else image)
+    return images
 
 
 def _reader(index: int, value: Any) -> tuple[str, Callable[[], bytes]]:

@@ -21,6 +21,7 @@ from hf_transfer.tasks.classification import (
     item_shares,
     read_rows,
     to_answers,
+    to_table,
     weights_by_class,
 )
 from hf_transfer.tasks.items import EncodedRow, TextWindow, Window
@@ -51,6 +52,7 @@ __all__ = [
     "item_logits",
     "item_shares",
     "to_answers",
+    "to_table",
     "weights_by_class",
 ]
 
@@ -148,7 +150,7 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
     Raises:
         ConfigError: It is no list of texts, or of pairs for a model of pairs.
     """
-    pairs = task.text_pair is not None
+    pairs = bool(task.text_pair)
     expected = "a list of pairs (text, second text)" if pairs else "a list of texts"
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ConfigError(f"predict takes {expected}, found {type(values).__name__}: predict([{'(text, second)' if pairs else 'text'}])")
@@ -163,7 +165,34 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
     return cleaned
 
 
+def input_roles(task: TextClassification, columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+    """Give the role -> column of a table to predict: the columns of the training."""
+    return {"text": task.text} | ({"text_pair": task.text_pair} if task.text_pair else {})
+
+
+def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -> list[Any]:
+    """Give what `to_inputs` takes from the columns of a table.
+
+    Args:
+        columns: Role -> values, (B,).
+        first_row: Where they begin in the table, for messages.
+        root: Not asked here.
+
+    Raises:
+        DataError: A text is missing or none; names the row.
+    """
+    for role, values in columns.items():
+        _check_texts("given", role, values, first_row)
+    texts = list(columns.values())
+    return list(zip(*texts, strict=True)) if len(texts) > 1 else texts[0]
+
+
 def _texts(split: str, role: str, values: list[Any], task: TextClassification) -> list[str]:
+    _check_texts(split, role, values)
+    return [_clean(value, task) for value in values]
+
+
+def _check_texts(split: str, role: str, values: list[Any], first_row: int = 0) -> None:
     wrong = [row for row, value in enumerate(values) if not isinstance(value, str)]
     other = next((values[row] for row in wrong if values[row] is not None and values[row] == values[row]), None)
     if other is not None:
@@ -172,10 +201,9 @@ def _texts(split: str, role: str, values: list[Any], task: TextClassification) -
         )
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {len(values)} {split} rows have no {role} (row {listed(wrong, 5)}: {values[wrong[0]]!r}): expected text, "
-            "an empty one where there is nothing to say; remove or fill these rows"
+            f"{len(wrong)} of {len(values)} {split} rows have no {role} (row {listed([first_row + row for row in wrong], 5)}: "
+            f"{values[wrong[0]]!r}): expected text, an empty one where there is nothing to say; remove or fill these rows"
         )
-    return [_clean(value, task) for value in values]
 
 
 def _check_pairs(split: str, texts: Sequence[str], seconds: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from hf_transfer.tasks.tokenizers import (
 from hf_transfer.tasks.windows import cut_into_windows, first_pieces, special_tokens
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
     from hf_transfer.data.sources import Source
@@ -303,6 +304,52 @@ def to_answers(
     return answers
 
 
+def to_table(answers: Sequence[Mapping[str, Any]], names: Sequence[str], flat: bool) -> "pa.Table":
+    """Give answers as the column `entities` of a table: a list of `{"start", "end", "text", "label", "score"}` in each row.
+
+    Args:
+        answers: From `to_answers`, (B,).
+        names: Tag names, (C,).
+        flat: No cell may hold several values; a CSV writes the list as JSON text, so this changes nothing.
+    """
+    import pyarrow as pa
+
+    entity = {"start": pa.int64(), "end": pa.int64(), "text": pa.string(), "label": pa.string(), "score": pa.float32()}
+    return pa.table({"entities": pa.array([answer["entities"] for answer in answers], pa.list_(pa.struct(entity.items())))})
+
+
+def input_roles(task: TokenClassification, columns: Mapping[str, str], found: Collection[str]) -> dict[str, str]:
+    """Give the role -> column of a table to predict, texts or lists of words: what is named, what the training had, or what is there."""
+    words, texts = {"tokens": task.tokens}, {"text": task.text or "text"}
+    if "text" in columns or "tokens" in columns:
+        return texts if "text" in columns else words
+    first, second = (words, texts) if task.text is None else (texts, words)
+    return second if not set(first.values()) & set(found) and set(second.values()) <= set(found) else first
+
+
+def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -> list[Any]:
+    """Give what `to_inputs` takes from the columns of a table.
+
+    Args:
+        columns: Role -> values, (B,): `text`, or `tokens`.
+        first_row: Where they begin in the table, for messages.
+        root: Not asked here.
+
+    Raises:
+        DataError: A value is no text, or no list of words; names the row.
+    """
+    ((role, values),) = columns.items()
+    if role == "tokens":
+        _check_words("given", values, first_row)
+        return values
+    for row, value in enumerate(values, first_row):
+        if not isinstance(value, str):
+            raise DataError(
+                f"given row {row} has no text ({value!r}): expected text, an empty one where there is none; fill or remove the row"
+            )
+    return values
+
+
 def _words_and_places(value: Any, index: int) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
     if isinstance(value, str):
         return split_words(value)
@@ -333,10 +380,11 @@ def _words_of_spans(split: str, dataset: "Dataset") -> "Dataset":
     return Dataset.from_dict({"tokens": [list(words) for words, _ in rows], "ner_tags": [tags for _, tags in rows]})
 
 
-def _check_words(split: str, rows: Sequence[Any]) -> None:
-    for row, words in enumerate(rows):
+def _check_words(split: str, rows: Sequence[Any], first_row: int = 0) -> None:
+    for row, words in enumerate(rows, first_row):
         if not isinstance(words, list):
-            why = "a CSV holds no lists: write CoNLL or JSONL" if isinstance(words, str) else "name another column, or remove the row"
+            in_cells = "a CSV holds no lists: write CoNLL or JSONL" + (", or name a column of texts" if split == "given" else "")
+            why = in_cells if isinstance(words, str) else "name another column, or remove the row"
             raise DataError(f"{split} row {row}: tokens must be a list of words, found {type(words).__name__}; {why}")
         wrong = next((word for word in words if not isinstance(word, str)), "")
         if not isinstance(wrong, str):
