@@ -15,6 +15,9 @@ from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.models.cpu_kernels import bound_kernel_cache
 
 CPU_MICRO_BATCH_TOKENS = 1024
+"""In training and in prediction. Predicting 32 newsgroups posts (all-MiniLM-L6-v2, 512 tokens, median 198; AMD EPYC, 2026-11-20; the
+sizes in turn, five rounds, medians of ratios to 1,024): 512 takes 0.95, 2,048 takes 1.07 and 4,096 takes 1.24 times as long in bf16 on one
+thread; 0.99, 1.03 and 1.19 in fp32 on two. Half as many tokens gain too little for a constant of their own."""
 GPU_MICRO_BATCH_TOKENS = 8192
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Precision -> what a model computes in."""
