@@ -22,6 +22,7 @@ from hf_transfer.recipe import Recipe
 from hf_transfer.task_configs import Task
 from hf_transfer.tasks import functions_of
 from hf_transfer.tasks.items import EncodedRow, Layout, lay_out
+from hf_transfer.tasks.token_cache import encode_cached
 from hf_transfer.training.device import default_micro_batch_tokens, default_num_workers, device_memory_bytes
 
 MEMORY_SHARE = 0.8
@@ -158,7 +159,7 @@ def prepare_study(
         num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
 
     def encode(rows: Examples) -> Rows:
-        return Rows(rows, task.encode(checkpoint.processor, rows.inputs, recipe.task))
+        return Rows(rows, encode_cached(task, checkpoint.processor, rows.inputs, recipe.task))
 
     return Study(
         recipe=recipe.override({"training.micro_batch_tokens": max_tokens}),

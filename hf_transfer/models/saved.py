@@ -23,6 +23,7 @@ from hf_transfer.models.checkpoint import (
     open_checkpoint,
     sha256_of_weights,
 )
+from hf_transfer.models.cpu_kernels import bound_kernel_cache
 from hf_transfer.models.pooling import with_pooling_block, without_pooling_block
 from hf_transfer.models.tuning import quiet_peft, show_convolutions
 from hf_transfer.recipe import read_yaml
@@ -93,6 +94,8 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
     Raises:
         CheckpointError: There is no such folder or id, no sidecar, or no base with the right weights.
     """
+    if not torch.accelerator.is_available():
+        bound_kernel_cache()
     folder = find_checkpoint_folder(name, _cache_only(name))
     if not (folder / SIDECAR_FILE).exists():
         raise CheckpointError(
