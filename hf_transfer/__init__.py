@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_transfer.api import Comparison, Model, load, run, validate
+    from hf_transfer.api import Comparison, Model, load, run, tune, validate
     from hf_transfer.cli import main
     from hf_transfer.errors import TransferError
     from hf_transfer.recipe import Arm, DataConfig, LoRA, Recipe, TrainingConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(("Comparison", "Model", "load", "run", "validate"), "api"),
+    **dict.fromkeys(("Comparison", "Model", "load", "run", "tune", "validate"), "api"),
     "main": "cli",
     "TransferError": "errors",
     "load_recipe": "recipe_files",
@@ -46,6 +46,7 @@ __all__ = [
     "load_recipe",
     "main",
     "run",
+    "tune",
     "validate",
 ]
 

@@ -21,6 +21,7 @@ from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 if TYPE_CHECKING:
     from hf_transfer.evaluation.table_prediction import TablePrediction
+    from hf_transfer.evidence.micro_batch_search import MicroBatchRates
     from hf_transfer.evidence.validation import Findings
     from hf_transfer.models.saved import SavedModel
 
@@ -77,6 +78,27 @@ def validate(
     from hf_transfer.evidence.validation import validate as find_out
 
     return find_out(recipe, *plan, local_files_only=_cache_only(recipe))
+
+
+def tune(
+    recipe: Recipe,
+    arms: Sequence[str] | None = None,
+    budgets: Sequence[int | str] = ("all",),
+    seeds: Sequence[int] = (0,),
+    max_test_rows: int | None = None,
+) -> "MicroBatchRates":
+    """Measure which size of micro-batch is fastest on this machine, on the arm that trains most; `print` what comes back.
+
+    The result's `best` is for `training.micro_batch_tokens`. It changes no update, only how an update is computed.
+
+    Raises:
+        TransferError: What `run` would refuse.
+    """
+    plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
+
+    from hf_transfer.evidence.micro_batch_search import search_micro_batches
+
+    return search_micro_batches(recipe, *plan, local_files_only=_cache_only(recipe))
 
 
 def load(name: str | Path, base: str | None = None) -> "Model":

@@ -14,6 +14,7 @@ import hf_transfer
 from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
 from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
+from hf_transfer.files import write_text
 from hf_transfer.flags import Parser, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
 from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names
@@ -74,6 +75,23 @@ def _validate_verb(parser: Parser, arguments: Sequence[str]) -> None:
     print(api.validate(recipe, **chosen))
 
 
+def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
+    _add_name(parser)
+    add_run_flags(parser, None)
+    parser.add_argument("--output", metavar="FILE.yaml", default="tuned.yaml", help="file to write, for --config; default tuned.yaml")
+    flags = parser.parse(arguments)
+    target = Path(flags.output).expanduser()
+    if target.exists():
+        raise ConfigError(f"{target} is there already: name another with --output, or remove it")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent} is no folder: name another file with --output")
+    recipe, chosen = named_recipe(flags)
+    found = api.tune(recipe, **chosen)
+    print(found)
+    write_text(target, f"# Fastest for arm {found.arm} on {found.device}.\ntraining:\n  micro_batch_tokens: {found.best}\n")
+    print(f"written to {target}: run with --config {target}")
+
+
 def _predict_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run's folder (its recommended model), a cell's or a model's folder, or a Hub id")
     parser.add_argument("--input", metavar="FILE", required=True, help="CSV, TSV, JSONL or Parquet file to read")
@@ -121,6 +139,7 @@ def _ls_verb(parser: Parser, arguments: Sequence[str]) -> None:
 VERBS: dict[str, tuple[Callable[[Parser, Sequence[str]], None], str]] = {
     "run": (_run_verb, "train the arms of a recipe and compare them"),
     "validate": (_validate_verb, "check a recipe, its data and its checkpoint without training, and say what was found"),
+    "tune": (_tune_verb, "measure which size of micro-batch is fastest here, and write it to a file"),
     "predict": (_predict_verb, "label the rows of a file with a trained model"),
     "new": (_new_verb, "write a recipe of your own to edit, from one that there is"),
     "ls": (_ls_verb, "list the recipes and their arms"),

@@ -38,36 +38,10 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         TrainingError: The loss became no number.
     """
     settings = study.recipe.training
-    layout = rows.layout
-    weights = class_weights(rows.labels, study.labels, settings.class_weights, study.task) * loss_shares(study, rows)
-    norms = trainable_batch_norms(model)
-    if norms and study.accelerator.num_processes > 1:
+    plan, batches = lay_plan(study, model, arm, rows, seed)
+    if trainable_batch_norms(model) and study.accelerator.num_processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    plan = UpdatePlan(
-        lengths=layout.lengths,
-        weights=np.array([weights[items].sum() for items in layout.items]),
-        row_of_window=layout.row_of_window,
-        balance=rows.examples.strata if settings.sampling == "balanced" else None,
-        batch_size=settings.batch_size,
-        num_epochs=arm.num_epochs,
-        max_tokens=None if norms else study.max_tokens,
-        least_rows=MIN_ROWS_TO_NORM * study.accelerator.num_processes if norms else 1,
-        seed=seed,
-        num_processes=study.accelerator.num_processes,
-    )
     optimizer, unfreezing, starting_point = _regularized(model, arm, study.architecture.head, settings.optimizer, plan.num_updates)
-    batches = Batches(
-        layout,
-        rows.labels,
-        weights.astype(np.float32),
-        study.collate,
-        study.task.item_logits,
-        rows.examples.row_ids,
-        augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments(arm) else None,
-        label_smoothing=settings.label_smoothing,
-        focal_gamma=settings.focal_gamma,
-        unit="patches" if study.task.READS_FILES else "tokens",
-    )
     prepare_blocks(model, settings.activation_checkpointing, settings.compile)
     can_choose = len(validation_rows) >= MIN_ROWS_TO_CHOOSE
     return train(
@@ -89,6 +63,38 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         plain_kernels=settings.activation_checkpointing or settings.compile,
         title=title,
     )
+
+
+def lay_plan(study: Study, model: nn.Module, arm: Arm, rows: Rows, seed: int) -> tuple[UpdatePlan, Batches]:
+    """Give which rows make which update of an arm's training, and what their windows are made of; arguments as of `fit`."""
+    settings, layout, num_processes = study.recipe.training, rows.layout, study.accelerator.num_processes
+    weights = class_weights(rows.labels, study.labels, settings.class_weights, study.task) * loss_shares(study, rows)
+    is_normed = bool(trainable_batch_norms(model))
+    plan = UpdatePlan(
+        lengths=layout.lengths,
+        weights=np.array([weights[items].sum() for items in layout.items]),
+        row_of_window=layout.row_of_window,
+        balance=rows.examples.strata if settings.sampling == "balanced" else None,
+        batch_size=settings.batch_size,
+        num_epochs=arm.num_epochs,
+        max_tokens=None if is_normed else study.max_tokens,
+        least_rows=MIN_ROWS_TO_NORM * num_processes if is_normed else 1,
+        seed=seed,
+        num_processes=num_processes,
+    )
+    batches = Batches(
+        layout,
+        rows.labels,
+        weights.astype(np.float32),
+        study.collate,
+        study.task.item_logits,
+        rows.examples.row_ids,
+        augment=study.task.augmenter(study.architecture.checkpoint.processor, study.recipe.task) if augments(arm) else None,
+        label_smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
+        unit="patches" if study.task.READS_FILES else "tokens",
+    )
+    return plan, batches
 
 
 def _regularized(
