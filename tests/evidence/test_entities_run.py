@@ -94,7 +94,7 @@ def test_a_saved_model_answers_as_it_was_tested(comparison: ht.Comparison, docum
     cell = comparison.folder / arm / "budget-all" / "seed-0"
     model = ht.load(cell)
     rows = [json.loads(line) for line in (documents / "test.jsonl").read_text().splitlines()]
-    answers = model.predict([row["tokens"] for row in rows])
+    answers = model.predict([row["tokens"] for row in rows], precision="fp32")
     table = pq.read_table(cell / "predictions.parquet").to_pydict()
     found = 0
     for row, predicted, probabilities, answer in zip(rows, table["prediction"], table["probabilities"], answers, strict=True):

@@ -177,7 +177,7 @@ RELOAD = """
 import json, sys
 import hf_transfer as ht
 texts, *folders = json.loads(sys.argv[1])
-print(json.dumps([[p["probabilities"] for p in ht.load(folder).predict(texts)] for folder in folders]))
+print(json.dumps([[p["probabilities"] for p in ht.load(folder).predict(texts, precision="fp32")] for folder in folders]))
 """
 
 
