@@ -20,7 +20,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rum", "newsgroups"], "no verb 'rum', there are run, validate, predict, new, ls; did you mean 'run'?"),
+        (["rum", "newsgroups"], "no verb 'rum', there are run, validate, tune, predict, new, ls; did you mean 'run'?"),
         (["run"], "name a recipe (image, ner, newsgroups, sentiment, text, vit)"),
         (["run", "newsgrups"], "no recipe 'newsgrups'"),
         (["run", "newsgrups"], "did you mean 'newsgroups'?"),
