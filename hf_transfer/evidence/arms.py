@@ -1,6 +1,7 @@
 """What an arm is on an architecture: its model, what that model can and cannot do, and the memory its training takes."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -8,8 +9,9 @@ from accelerate import Accelerator
 from hf_transfer.errors import ConfigError, listed
 from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.models.build import Architecture, build_meta_model, build_model
+from hf_transfer.models.cpu_kernels import cpu_kernels
 from hf_transfer.models.memory import MemoryEstimate, estimate_memory
-from hf_transfer.models.tuning import apply_tuning, check_blocks, depths_of, set_training_mode
+from hf_transfer.models.tuning import apply_tuning, check_blocks, depths_of, prepare_blocks, set_training_mode
 from hf_transfer.recipe import Arm, Recipe, TrainingConfig
 from hf_transfer.task_configs import Task
 from hf_transfer.tasks import functions_of
@@ -93,11 +95,14 @@ def estimate_arm(
         task: Says what a row of the largest size is.
         architecture: Of the model.
         collate: Windows -> forward arguments.
-        training: Its optimizer.
+        training: Its optimizer, and whether the backward computes again.
         accelerator: Device and precision.
     """
     functions = functions_of(task)
     set_training_mode(model)
+    prepare_blocks(model, training.activation_checkpointing, compiled=False)
+    on_gpu = accelerator.device.type != "cpu"
+    plain_kernels = on_gpu or training.activation_checkpointing or training.compile
     half = accelerator.mixed_precision != "no"
 
     def loss_of(num_rows: int) -> torch.Tensor:
@@ -106,9 +111,10 @@ def estimate_arm(
         if "attention_mask" in arguments:
             # As in a real micro-batch, some of it is padding.
             arguments["attention_mask"][:, -1] = 0
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        kernels = nullcontext() if plain_kernels else cpu_kernels(accelerator.device)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), kernels:
             logits = functions.item_logits(model(**arguments).logits, windows)
         return item_losses(logits, torch.zeros(len(logits), dtype=torch.long)).sum()
 
     row_tokens = functions.probe_windows(architecture.checkpoint.processor, task, 1)[0].num_tokens
-    return estimate_memory(model, loss_of, row_tokens, training.optimizer, on_gpu=accelerator.device.type != "cpu")
+    return estimate_memory(model, loss_of, row_tokens, training.optimizer, on_gpu)

@@ -22,9 +22,6 @@ INPUTS_SAMPLE = 2000
 CPU_GROWTH = 2**28
 """Bytes the program grows by once it trains on a CPU, compiled kernels and the allocator's leftovers: 0.2 to 0.3 GiB, where MiniLM at 1,024
 to 4,096 tokens a micro-batch took 1.6 to 2.7 GiB and the rest of the estimate was right to 15 % (2 cores, 2026-11-20)."""
-CPU_KERNELS = 3 * 2**29
-"""Bytes a long run on a CPU comes to hold besides: torch keeps a compiled kernel for each shape of a batch, about 1 MiB each, 1,024 at
-most. MiniLM took 3.0 to 3.3 GiB after 500 updates of newsgroups and IMDb (2 cores, 2026-11-20)."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +102,8 @@ class Findings:
             lines.append(("arms" if index == 0 else "", text))
         available = device_memory_bytes(study.accelerator) / 2**30
         where = f"{study.accelerator.device.type} with {available:.0f} GiB"
-        # Images have all one shape, and two kernels.
-        varies = len(set(study.train.layout.lengths.tolist())) > 1
-        later = f"; a long run comes to hold {CPU_KERNELS / 2**30:.1f} GiB more (kernels for batches of each shape)"
         unit = "patches" if study.task.READS_FILES else "padded tokens"
-        text = f"at {study.max_tokens:,} {unit} a micro-batch, on this {where}{later if varies and not on_gpu else ''}"
+        text = f"at {study.max_tokens:,} {unit} a micro-batch, on this {where}"
         lines.append(("memory", text))
         return lines
 
