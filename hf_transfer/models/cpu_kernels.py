@@ -55,10 +55,11 @@ def draw_mask(shape: torch.Size, p: float, dtype: torch.dtype, words: np.random.
     word = _WORDS[dtype]
     size = torch.iinfo(word).bits
     count = math.prod(shape)
-    drawn = torch.from_numpy(words.random_raw(-(-count * size // 64))).view(word)[:count].view(shape)
+    drawn = torch.from_numpy(words.random_raw(count * size // 64 + 1)).view(word)[:count].view(shape)
     kept = int(torch.tensor(1 / (1 - p), dtype=dtype).view(word))
     # Comparing and multiplying integers in place is vectorised; going through booleans is not.
-    return drawn.ge_(round(p * 2**size) - 2 ** (size - 1)).mul_(kept).view(dtype)
+    dropped = min(round(p * 2**size), 2**size - 1)
+    return drawn.ge_(dropped - 2 ** (size - 1)).mul_(kept).view(dtype)
 
 
 def sparse_gradients(model: nn.Module) -> list[nn.Parameter]:
@@ -134,9 +135,11 @@ class _CpuKernels(TorchFunctionMode):
 
     def _bias_of(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Give what a mask adds to the scores; once for all blocks of a model, which share it."""
+        # The lowest finite number: a padded row that sees nothing at all gets a mean, not NaN.
+        lowest = torch.finfo(dtype).min
         if mask.dtype != torch.bool:
-            return mask
-        if self._bias is None or mask is not self._mask:
-            # The lowest finite number: a padded row that sees nothing at all gets a mean, not NaN.
-            self._mask, self._bias = mask, torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+            # fp32's lowest is -inf in bf16.
+            return mask.clamp(min=lowest)
+        if self._bias is None or mask is not self._mask or self._bias.dtype != dtype:
+            self._mask, self._bias = mask, torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
         return self._bias
