@@ -1,5 +1,6 @@
 """The frozen prefix of a model: what lies below the lowest block that trains, computed once and replayed from then on."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ class FrozenPrefix:
             pass
         finally:
             hook.remove()
-        return reached[0][:, :1] if self.first_only else reached[0]
+        # A view would keep all tokens in memory for as long as somebody holds the first.
+        return reached[0][:, :1].clone() if self.first_only else reached[0]
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -150,7 +152,8 @@ def _reads_first_only(prefix: FrozenPrefix, arguments: Mapping[str, torch.Tensor
     with prefix.replayed():
         logits = prefix.model(**stub_arguments(arguments, False), **{PREFIX: hidden}).logits
     (slope,) = torch.autograd.grad(logits.float().square().sum(), hidden)
-    return hidden.shape[1] > 1 and not slope[:, 1:].any()
+    # Where the output layer is 0, no token moves anything yet.
+    return hidden.shape[1] > 1 and bool(slope[:, :1].any()) and not slope[:, 1:].any()
 
 
 def _replays(prefix: FrozenPrefix, arguments: Mapping[str, torch.Tensor], plain: torch.Tensor) -> bool:
@@ -176,6 +179,11 @@ def _filled(template: Any, hidden: torch.Tensor) -> Any:
     """Give an output of the same structure with hidden states in the place of its tensors."""
     if isinstance(template, torch.Tensor):
         return hidden
-    if isinstance(template, tuple) and type(template) is tuple:
-        return tuple(_filled(inner, hidden) for inner in template)
+    if type(template) in (tuple, list):
+        return type(template)(_filled(inner, hidden) for inner in template)
+    if isinstance(template, Mapping):
+        filled = copy.copy(template)
+        for name in template:
+            filled[name] = _filled(template[name], hidden)
+        return filled
     return template
