@@ -16,7 +16,7 @@ from hf_transfer.errors import (
     did_you_mean,
     listed,
 )
-from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cell_folder, model_folder_of, read_json
+from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cache_limit_bytes, cell_folder, model_folder_of, read_json
 from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ def _check_run(
         raise ConfigError(f"recipe {recipe.name} names no data: give --dataset ID_OR_PATH (in Python: ht.DataConfig(ID_OR_PATH))")
     if max_test_rows is not None and (not isinstance(max_test_rows, int) or max_test_rows < 1):
         raise ConfigError(f"max_test_rows must be a number of at least 1, found {max_test_rows!r}")
+    cache_limit_bytes()  # A mistake there shows before any training.
     return chosen, _check_budgets(budgets), _check_seeds(seeds), max_test_rows
 
 

@@ -5,6 +5,7 @@ of processes may read, write and remove at once: what two of them compute at the
 readable for those who have it mapped.
 """
 
+import errno
 import os
 import shutil
 import uuid
@@ -13,8 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hf_transfer.errors import first_line
 from hf_transfer.files import atomic_file
 
 SUFFIX = ".safetensors"
@@ -75,7 +78,11 @@ class ArrayStore:
                 "values": torch.cat(values),
             }
             with atomic_file(self.folder / f"{uuid.uuid4().hex}{SUFFIX}") as temporary:
-                save_file(tensors, temporary)
+                try:
+                    save_file(tensors, temporary)
+                except SafetensorError as error:
+                    # Its name for what the system refused.
+                    raise OSError(errno.EIO, first_line(error)) from None
         self.refresh()
 
 

@@ -104,6 +104,8 @@ class _Reader:
 def _fill(study: Study, model: nn.Module, rows: Sequence[Rows]) -> _Reader | str:
     """Give what reads rows from the cache, filled; or why there is none, in words that follow "because"."""
     accelerator = study.accelerator
+    if not cache_limit_bytes():
+        return "HF_TRANSFER_CACHE_GIB is 0"
     unique = {window.content: window for part in rows for window in part.layout.windows}
     ordered = sorted(unique.values(), key=lambda window: window.num_tokens)
     # The longest and the shortest: a prefix has to bear padding.
@@ -114,11 +116,12 @@ def _fill(study: Study, model: nn.Module, rows: Sequence[Rows]) -> _Reader | str
     with torch.inference_mode(), accelerator.autocast():
         hidden = prefix.compute(arguments)
     by_token = not study.task.READS_FILES and not prefix.first_only
-    store = ArrayStore(cache_folder() / CACHE_NAME / _fingerprint(study, prefix))
+    root = cache_folder() / CACHE_NAME
+    store = ArrayStore(root / _fingerprint(study, prefix))
     keys = {content: _key(content) for content in unique}
     missing = [window for content, window in unique.items() if keys[content] not in store]
     wanted = sum(window.num_tokens if by_token else 1 for window in missing) * (hidden[0, 0] if by_token else hidden[0]).nbytes
-    if not broadcast_object_list([make_room(cache_folder(), wanted, cache_limit_bytes()) if accelerator.is_main_process else None])[0]:
+    if not broadcast_object_list([make_room(root, wanted, cache_limit_bytes()) if accelerator.is_main_process else None])[0]:
         return (
             f"its hidden states take {wanted / GIB:.1f} GiB, and {cache_folder()} has no room for them (HF_TRANSFER_CACHE_GIB="
             f"{cache_limit_bytes() / GIB:g})"
