@@ -45,7 +45,7 @@ class ArrayStore:
         name, place = self._places[key]
         file = self._files[name]
         start, end = file["starts"][place].item(), file["starts"][place + 1].item()
-        return file["values"][start:end].view(*file["shapes"][place].tolist())
+        return file["values"][start:end].view(file["shapes"][place].tolist())
 
     def refresh(self) -> None:
         """Map the files that have come since; a damaged one is as good as none."""
