@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import csv
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,23 @@ def save_byte_level_tokenizer(folder: Path, like: str) -> None:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     tokenizer.model_max_length = 64
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the fixtures that tests share, and what they start, out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("HF_TRANSFER_CACHE_GIB", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test, and the processes it starts, a cache of its own -> its folder."""
+    folder = tmp_path_factory.mktemp("cache") / "hf_transfer"
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session", params=["bert", "roberta", "modernbert"])

@@ -22,7 +22,7 @@ RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text":
 ON_TWO_PROCESSES = ("newsgroups", "ner", "vit")
 ZERO = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
 """A scan of the embedded digits."""
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
@@ -30,7 +30,7 @@ def launched(recipe: str, num_processes: int, *words: object) -> subprocess.Comp
     """Run a recipe under `accelerate launch`; two CPU processes take the form that really starts two."""
     many = ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []  # 0: any free port
     command = [sys.executable, "-m", *LAUNCH, *many, "--num_processes", str(num_processes), str(FOLDER / f"{recipe}.py")]
-    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,8 @@ def test_all_arms_on_one_process_and_the_same_updates_on_two(
         assert [result["environment"]["num_processes"] for result in (one, two)] == [1, 2]
         for key in ("updates", "rows_seen", "tokens_seen", "trainable_parameters"):
             assert one["cost"][key] == two["cost"][key]
+        # Each run fills a cache of its own, the second by both processes.
+        assert [result["cost"]["cache_seconds"] > 0 for result in (one, two)] == [arm in ("head", "top")] * 2
         (ids, expected), (ids_of_two, found) = (probabilities_of(run, arm) for run in (folder, tmp_path / "two"))
         assert ids == ids_of_two == list(range(31)), "31 test rows on 2 processes"
         assert np.abs(found - expected).max() < 1e-5
@@ -148,7 +150,7 @@ def test_a_mistake_on_two_processes_is_said_once_and_by_all(flags: dict[str, lis
 
 def test_a_mistake_ends_with_code_2_and_one_sentence() -> None:
     command = [sys.executable, str(FOLDER / "newsgroups.py"), "--arms", "lroa"]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd="/")
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT, cwd="/")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == "error: recipe newsgroups has no arm 'lroa', it has scratch, head, top, lora, full; did you mean 'lora'?"
 
