@@ -34,8 +34,13 @@ def cache_folder() -> Path:
     return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hf_transfer").expanduser()
 
 
+def arrays_folder() -> Path:
+    """Give the folder in it that holds arrays, and nothing of anybody else's: what is old there may be removed."""
+    return cache_folder() / "arrays"
+
+
 def cache_limit_bytes() -> int:
-    """Give the bytes that folder may take: `HF_TRANSFER_CACHE_GIB`, 20 where it is not set.
+    """Give the bytes its arrays may take: `HF_TRANSFER_CACHE_GIB`, 20 where it is not set.
 
     Raises:
         ConfigError: It is set to no number.

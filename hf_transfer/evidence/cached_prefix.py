@@ -21,7 +21,7 @@ from hf_transfer.data.batches import deal
 from hf_transfer.evaluation.prediction import run_windows
 from hf_transfer.evidence.arms import augments
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import cache_folder, cache_limit_bytes
+from hf_transfer.files import arrays_folder, cache_folder, cache_limit_bytes
 from hf_transfer.models.prefix import PREFIX, FrozenPrefix, find_prefix, stub_arguments
 from hf_transfer.recipe import Arm
 from hf_transfer.tasks.items import Window
@@ -116,12 +116,11 @@ def _fill(study: Study, model: nn.Module, rows: Sequence[Rows]) -> _Reader | str
     with torch.inference_mode(), accelerator.autocast():
         hidden = prefix.compute(arguments)
     by_token = not study.task.READS_FILES and not prefix.first_only
-    root = cache_folder() / CACHE_NAME
-    store = ArrayStore(root / _fingerprint(study, prefix))
+    store = ArrayStore(arrays_folder() / CACHE_NAME / _fingerprint(study, prefix))
     keys = {content: _key(content) for content in unique}
     missing = [window for content, window in unique.items() if keys[content] not in store]
     wanted = sum(window.num_tokens if by_token else 1 for window in missing) * (hidden[0, 0] if by_token else hidden[0]).nbytes
-    if not broadcast_object_list([make_room(root, wanted, cache_limit_bytes()) if accelerator.is_main_process else None])[0]:
+    if not broadcast_object_list([make_room(arrays_folder(), wanted, cache_limit_bytes()) if accelerator.is_main_process else None])[0]:
         return (
             f"its hidden states take {wanted / GIB:.1f} GiB, and {cache_folder()} has no room for them (HF_TRANSFER_CACHE_GIB="
             f"{cache_limit_bytes() / GIB:g})"

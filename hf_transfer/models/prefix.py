@@ -1,7 +1,7 @@
 """The frozen prefix of a model: what lies below the lowest block that trains, computed once and replayed from then on."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,7 +181,7 @@ def _filled(template: Any, hidden: torch.Tensor) -> Any:
         return hidden
     if type(template) in (tuple, list):
         return type(template)(_filled(inner, hidden) for inner in template)
-    if isinstance(template, Mapping):
+    if isinstance(template, MutableMapping):
         filled = copy.copy(template)
         for name in template:
             filled[name] = _filled(template[name], hidden)

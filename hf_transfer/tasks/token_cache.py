@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hf_transfer.data.array_store import SUFFIX, make_room
-from hf_transfer.files import atomic_file, cache_folder, cache_limit_bytes
+from hf_transfer.files import arrays_folder, atomic_file, cache_limit_bytes
 from hf_transfer.tasks.items import EncodedRow, TextWindow
 
 CACHE_NAME = "tokens"
@@ -36,7 +36,7 @@ def encode_cached(functions: ModuleType, processor: Any, inputs: Sequence[Any], 
     """
     if functions.READS_FILES or len(inputs) < LEAST_ROWS:
         return functions.encode(processor, inputs, task)
-    path = cache_folder() / CACHE_NAME / f"{_fingerprint(processor, inputs, task)}{SUFFIX}"
+    path = arrays_folder() / CACHE_NAME / f"{_fingerprint(processor, inputs, task)}{SUFFIX}"
     # A damaged file is as good as none, and so is one that another process removes.
     with suppress(Exception):
         rows = _read(path)
@@ -64,7 +64,7 @@ def _write(path: Path, rows: Sequence[EncodedRow]) -> None:
     for name, arrays in parts.items():
         if windows and all(array is not None for array in arrays):
             tensors |= {name: torch.from_numpy(np.concatenate(arrays)), f"{name}_counts": _counts(arrays)}
-    if make_room(cache_folder(), sum(tensor.nbytes for tensor in tensors.values()), cache_limit_bytes()):
+    if make_room(arrays_folder(), sum(tensor.nbytes for tensor in tensors.values()), cache_limit_bytes()):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             save_file(tensors, temporary)

@@ -209,7 +209,7 @@ def test_the_cut_and_the_task_are_part_of_the_key(studies: Any, cache: Path) -> 
     study = studies()
     for arm in ARMS:
         read_both(study, arm)
-    assert len(list((cache / "frozen").iterdir())) == 2
+    assert len(list((cache / "arrays" / "frozen").iterdir())) == 2
 
 
 def test_labels_are_not_part_of_the_key(studies: Any, cache: Path, topics_folder: Path, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_damaged_file_is_computed_again(studies: Any, cache: Path) -> None:
 
 def test_nothing_but_hidden_states_is_ever_removed(studies: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user may share the folder with other programs, a model hub's cache among them."""
-    theirs, ours = cache / "hub" / "model.safetensors", cache / "frozen" / "old" / "a.safetensors"
+    theirs, ours = cache / "hub" / "model.safetensors", cache / "arrays" / "frozen" / "old" / "a.safetensors"
     for path in (theirs, ours):
         path.parent.mkdir(parents=True)
         save_file({"weight": torch.zeros(10_000)}, path)
