@@ -61,14 +61,13 @@ MEMORY_TARGETS = {"trainer-bf16": 0.5, "trainer": 0.4}
 QUALITY_CASE, QUALITY_PEER, QUALITY_BUDGET, QUALITY_EPOCHS, QUALITY_SEEDS = "full-256", "trainer-bf16", 500, 6, (0, 1, 2)
 
 
-def precision_of(contender: str, case: Case, ours: str) -> str:
-    """Give the precision a contender multiplies in; a saved model predicts in fp32, ours as pipeline's.
+def precision_of(contender: str, ours: str) -> str:
+    """Give the precision a contender multiplies in: peers as they come or as their name says, ours as "auto" chooses.
 
     Args:
         contender: One of a case's.
-        case: The case.
         ours: What "auto" means on this hardware.
     """
-    if case.tuning is None or contender == "trainer":
-        return "fp32"
-    return ours if contender == OURS else "bf16"
+    if contender == OURS:
+        return ours
+    return "fp32" if contender in ("trainer", "pipeline") else "bf16"

@@ -27,7 +27,7 @@ from measure import Job, interleave, ratios, summarise
 WARM_UP_UPDATES = 2
 GROUPED = "trainer-bf16-grouped"
 TOLERANCE = 1e-4
-"""Farthest two probabilities of one text may lie apart: both sides predict in fp32, in batches of other sizes."""
+"""Farthest two probabilities of one text may lie apart: when both sides predict in fp32, in batches of other sizes."""
 Prepare = dict[str, Callable[[Rows], Job]]
 
 
@@ -73,7 +73,7 @@ def compare(case: Case, material: Material, settings: Settings, folder: Path, te
     interleave(_by_round(prepare, lambda round_number: warm_up), 1, [], settings.device, lambda line: tell(f"warm-up {line}"))
     rounds = [ground.rows_of(round_number, settings.num_rows) for round_number in range(settings.num_rounds)]
     auto = auto_precision()
-    precisions = {name: precision_of(name, case, auto) for name in prepare}
+    precisions = {name: precision_of(name, auto) for name in prepare}
     measured = interleave(
         _by_round(prepare, rounds.__getitem__), settings.num_rounds, sorted(set(precisions.values())), settings.device, tell
     )
@@ -111,7 +111,7 @@ def prepare_predictions(ground: Ground, case: Case, settings: Settings, folder: 
     texts = list(ground.rows.examples.inputs[: settings.batch_size])
     mine: list[Any] = []
     theirs: list[Any] = []
-    ours.prepare_prediction(model, texts, mine).run()
+    ours.prepare_prediction(model, texts, mine, precision="fp32").run()
     peers.prepare_prediction(classify, texts, case.max_length, theirs).run()
     for own, other in zip(mine, theirs, strict=True):
         assert abs(own["probabilities"][other["label"]] - other["score"]) < TOLERANCE, (own, other)

@@ -68,6 +68,6 @@ def save_untrained(ground: Ground, arm: Arm, folder: Path) -> Path:
     return folder
 
 
-def prepare_prediction(model: ht.Model, texts: Sequence[str], answers: list[Any]) -> Job:
+def prepare_prediction(model: ht.Model, texts: Sequence[str], answers: list[Any], precision: str = "auto") -> Job:
     """Give the job that predicts texts, tokenisation included, and leaves its answers in a list."""
-    return Job(model.saved.model, lambda: answers.extend(model.predict(texts)))
+    return Job(model.saved.model, lambda: answers.extend(model.predict(texts, precision)))
