@@ -83,14 +83,15 @@ def search_micro_batches(
     name = max(models, key=lambda arm: sum(p.numel() for p in models[arm].parameters() if p.requires_grad))
     if trainable_batch_norms(models[name]):
         raise ConfigError(f"arm {name} trains batch norms and takes each update at once: there is nothing to tune")
-    rates = _measure(study, name, models[name], budgets[-1], seeds[0])
-    if not rates:
-        raise ConfigError(f"arm {name} does not fit in memory at {CPU_SIZES[0]:,} tokens a micro-batch: take a smaller checkpoint")
+    sizes = CPU_SIZES if accelerator.device.type == "cpu" else GPU_SIZES
+    rates = _measure(study, name, models[name], budgets[-1], seeds[0], sizes)
     unit = "patches" if study.task.READS_FILES else "tokens"
+    if not rates:
+        raise ConfigError(f"arm {name} does not fit in memory at {sizes[0]:,} {unit} a micro-batch: take a smaller checkpoint")
     return MicroBatchRates(name, rates, unit, describe_environment(accelerator)["device"])
 
 
-def _measure(study: Study, name: str, model: torch.nn.Module, budget: Budget, seed: int) -> dict[int, list[float]]:
+def _measure(study: Study, name: str, model: torch.nn.Module, budget: Budget, seed: int, sizes: Sequence[int]) -> dict[int, list[float]]:
     accelerator, settings = study.accelerator, study.recipe.training
     rows, _ = study.draw(budget, seed)
     freeze_unused(model, study.collate(rows.layout.windows[:1]))
@@ -121,14 +122,16 @@ def _measure(study: Study, name: str, model: torch.nn.Module, budget: Budget, se
             tokens += int(batches.layout.tokens[plan.windows_of(update)].sum())
         return tokens / seconds
 
-    # Larger than an update they are all the same.
-    largest = settings.batch_size * int(rows.layout.lengths.max())
-    sizes = [size for size in (CPU_SIZES if accelerator.device.type == "cpu" else GPU_SIZES) if size < 2 * largest]
+    # Larger than an update they are all the same. An update may have fewer rows than asked for, and more windows than rows.
+    updates = [plan.windows_of(place) for place in range(plan.updates_per_epoch)]
+    largest = max(len(windows) * int(plan.lengths[windows].max()) for windows in updates)
+    sizes = [size for size in sizes if size == sizes[0] or size < 2 * largest]
     # A first look warms up, and leaves out what does not fit.
     sizes = [size for size in sizes if rate_of(size) is not None]
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     for turn in range(ROUNDS):
-        for size in sizes[turn % len(sizes) :] + sizes[: turn % len(sizes)]:
+        for place in range(len(sizes)):
+            size = sizes[(turn + place) % len(sizes)]
             if (rate := rate_of(size)) is not None:
                 rates[size].append(rate)
     return {size: found for size, found in rates.items() if len(found) == ROUNDS}
