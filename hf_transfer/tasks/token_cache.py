@@ -50,7 +50,9 @@ def encode_cached(functions: ModuleType, processor: Any, inputs: Sequence[Any], 
 
 def _fingerprint(tokenizer: Any, inputs: Sequence[Any], task: Any) -> str:
     """Give a digest of all that decides what tokens the rows become."""
-    made_by = [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.eos_token_id]
+    # What `encode` asks besides: DistilBERT has BERT's tokenizer, but for the names; a dropped word becomes one of the tokens.
+    asked = [tokenizer.model_input_names, *(getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "unk", "mask"))]
+    made_by = [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), asked]
     versions = [transformers.__version__, tokenizers.__version__]
     digest = hashlib.blake2b(json.dumps([made_by, versions, asdict(task)], sort_keys=True, default=str).encode(), digest_size=16)
     digest.update(json.dumps(inputs, ensure_ascii=False).encode("utf-8", "surrogatepass"))
