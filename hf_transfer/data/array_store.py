@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,13 +77,22 @@ class ArrayStore:
                 "shapes": torch.tensor([array.shape for _, array in part]),
                 "values": torch.cat(values),
             }
-            with atomic_file(self.folder / f"{uuid.uuid4().hex}{SUFFIX}") as temporary:
-                try:
-                    save_file(tensors, temporary)
-                except SafetensorError as error:
-                    # Its name for what the system refused.
-                    raise OSError(errno.EIO, first_line(error)) from None
+            write_arrays(self.folder / f"{uuid.uuid4().hex}{SUFFIX}", tensors)
         self.refresh()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, torch.Tensor]) -> None:
+    """Write a file of arrays, whole or not at all.
+
+    Raises:
+        OSError: The disk is full, or may not be written to.
+    """
+    with atomic_file(path) as temporary:
+        try:
+            save_file(dict(arrays), temporary)
+        except SafetensorError as error:
+            # Not an OSError itself, whatever the system said.
+            raise OSError(errno.EIO, str(error)) from error
 
 
 def make_room(root: Path, wanted: int, max_bytes: int) -> bool:

@@ -14,10 +14,10 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from hf_transfer.data.array_store import SUFFIX, make_room
-from hf_transfer.files import arrays_folder, atomic_file, cache_limit_bytes
+from hf_transfer.data.array_store import SUFFIX, make_room, write_arrays
+from hf_transfer.files import arrays_folder, cache_limit_bytes
 from hf_transfer.tasks.items import EncodedRow, TextWindow
 
 CACHE_NAME = "tokens"
@@ -68,8 +68,7 @@ def _write(path: Path, rows: Sequence[EncodedRow]) -> None:
             tensors |= {name: torch.from_numpy(np.concatenate(arrays)), f"{name}_counts": _counts(arrays)}
     if make_room(arrays_folder(), sum(tensor.nbytes for tensor in tensors.values()), cache_limit_bytes()):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            save_file(tensors, temporary)
+        write_arrays(path, tensors)
 
 
 def _read(path: Path) -> list[EncodedRow]:
