@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -68,11 +68,14 @@ def _write(path: Path, rows: Sequence[EncodedRow]) -> None:
             tensors |= {name: torch.from_numpy(np.concatenate(arrays)), f"{name}_counts": _counts(arrays)}
     if make_room(arrays_folder(), sum(tensor.nbytes for tensor in tensors.values()), cache_limit_bytes()):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_arrays(path, tensors)
+        write_arrays(path, tensors | {"digest": _digest(tensors)})
 
 
 def _read(path: Path) -> list[EncodedRow]:
-    tensors = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    read = load_file(path)
+    if not torch.equal(read.pop("digest"), _digest(read)):
+        raise ValueError("damaged")
+    tensors = {name: tensor.numpy() for name, tensor in read.items()}
 
     def pieces(name: str, count: int) -> Sequence[Any]:
         return np.split(tensors[name], np.cumsum(tensors[f"{name}_counts"])[:-1]) if name in tensors else [None] * count
@@ -81,6 +84,15 @@ def _read(path: Path) -> list[EncodedRow]:
     made = zip(*(pieces(name, count) for name in ("ids", "items", "tokens", "types")), strict=True)
     windows = iter([TextWindow(ids, items=items, tokens=tokens, types=types) for ids, items, tokens, types in made])
     return [tuple(next(windows) for _ in range(num_windows)) for num_windows in tensors["windows"]]
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Give a hash of all arrays, which safetensors does not check itself."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
 def _counts(values: Sequence[Any]) -> torch.Tensor:
