@@ -143,12 +143,11 @@ def test_every_size_is_measured_as_often_in_turn(recipe: ht.Recipe, bench: Any) 
 
 
 def test_rates_count_real_tokens_over_seconds(recipe: ht.Recipe, bench: Any) -> None:
-    bench(lambda size, call: 2.0)
+    made = bench(lambda size, call: 2.0)
     one_update = recipe.override({"training.batch_size": 1000})
     rates = [rate for found in ht.tune(one_update).rates.values() for rate in found]
-    assert len(set(rates)) == 1
-    # 72 rows, a fifth of 90 validates: without padding they have fewer tokens than 72 of the longest.
-    assert 72 * 5 / 2 < rates[0] < 72 * 48 / 2
+    assert len(made.plan.lengths) == 72
+    assert set(rates) == {made.plan.lengths.sum() / 2.0}, "without padding"
 
 
 def test_the_best_has_the_highest_median_the_smaller_of_equals() -> None:

@@ -107,6 +107,8 @@ def test_whatever_changes_the_tokens_is_another_entry(tiny_bert: Path, tmp_path:
     from transformers import AutoTokenizer
 
     other = AutoTokenizer.from_pretrained(tmp_path / "roberta")
+    taught = processor_of(TEXTS, tiny_bert)
+    taught.add_tokens(["anch"])
     cases: list[tuple[Any, list[str], Any]] = [
         (tokenizer, texts, TEXTS),
         (tokenizer, texts, replace(TEXTS, max_length=23)),
@@ -115,6 +117,7 @@ def test_whatever_changes_the_tokens_is_another_entry(tiny_bert: Path, tmp_path:
         (tokenizer, [*texts[:-1], texts[-1] + " sail"], TEXTS),
         (tokenizer, texts[::-1], TEXTS),
         (other, texts, TEXTS),
+        (taught, texts, TEXTS),
     ]
     for count, (processor, inputs, task) in enumerate(cases, 1):
         functions, calls = spied(task)

@@ -168,11 +168,12 @@ def test_an_event_names_its_update_and_the_new_size(long_row: int) -> None:
     assert done.out_of_memory == [{"update": long_update(long_row), "micro_batch_tokens": 60}]
 
 
-def test_a_redone_update_draws_what_a_smaller_micro_batch_draws() -> None:
+@pytest.mark.parametrize("plain_kernels", [False, True])
+def test_a_redone_update_draws_what_a_smaller_micro_batch_draws(plain_kernels: bool) -> None:
     redone, started_smaller, larger = Words(0.3, above(45)), Words(0.3), Words(0.3)
-    done = fit(redone, lengths_of(), 10**6)
-    fit(started_smaller, lengths_of(), done.out_of_memory[0]["micro_batch_tokens"])
-    fit(larger, lengths_of(), 10**6)
+    done = fit(redone, lengths_of(), 10**6, plain_kernels=plain_kernels)
+    fit(started_smaller, lengths_of(), done.out_of_memory[0]["micro_batch_tokens"], plain_kernels=plain_kernels)
+    fit(larger, lengths_of(), 10**6, plain_kernels=plain_kernels)
     assert farthest(redone, started_smaller) == 0.0
     assert farthest(redone, larger) > 1e-4, "dropout masks follow the micro-batches"
 
