@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_transfer.errors import first_line
 from hf_transfer.files import atomic_file
 
 SUFFIX = ".safetensors"

@@ -117,6 +117,8 @@ def _prepare_process(flags: Namespace) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if not hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"
+    # As on our command line, and for every contender.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.filterwarnings("ignore")
     import torch
 
