@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_source
@@ -189,10 +190,14 @@ def _fitting_tokens(recipe: Recipe, arms: Sequence[str], architecture: Architect
     budget = MEMORY_SHARE * device_memory_bytes(accelerator)
     for name in arms:
         model = build_arm(architecture, recipe.arms[name], 0, functions.PEFT_TASK_TYPE)
+        if trainable_batch_norms(model):
+            # It takes each update at once, whatever the size.
+            continue
         memory = estimate_arm(model, recipe.task, architecture, collate, recipe.training, accelerator)
         while tokens > LEAST_TOKENS and memory.total(tokens, None if functions.MANY_ITEMS else recipe.training.batch_size) > budget:
             tokens //= 2
-    return tokens
+    # GPUs may differ, and all processes cut alike.
+    return int(min(gather_object([tokens])))
 
 
 def check_reading(architecture: Architecture, task: Task) -> None:

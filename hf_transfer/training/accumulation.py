@@ -1,6 +1,6 @@
 """The gradient of one update, gathered over its micro-batches; halved ones where memory does not suffice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -41,13 +41,13 @@ def accumulate(
         The update's loss over all processes; None where memory did not suffice in one of them, and gradients are of no use.
 
     Raises:
-        RuntimeError: Out of memory in the one micro-batch that the processes share.
+        RuntimeError: Out of memory while several processes share their gradients.
     """
     # DDP averages gradients over the processes, the update's loss is a sum over them.
     scale = accelerator.num_processes / plan.weight_of(update)
     total = torch.zeros((), device=accelerator.device)
 
-    def backward(read: Read) -> None:
+    def forward(read: Read) -> torch.Tensor:
         seed = plan.dropout_seed(update, read.micro_batch)
         torch.manual_seed(seed)
         windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
@@ -61,29 +61,40 @@ def accumulate(
             losses = shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
         loss = (losses * weights).sum() * (0.0 if read.micro_batch.is_filler else scale)
         total.add_(loss.detach())
-        accelerator.backward(loss)
+        return loss
 
-    def fits(reads: Sequence[Read]) -> bool:
-        try:
-            for read in reads:
-                backward(read)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            return False
-        return True
+    def unsynchronised() -> None:
+        with accelerator.no_sync(model):
+            for read in micro_batches[:-1]:
+                accelerator.backward(forward(read))
 
-    with accelerator.no_sync(model):
-        fit = fits(micro_batches[:-1])
-    if accelerator.num_processes > 1:
-        # The last one waits for the others, so all must know before it; the longest rows, which come first, have been tried.
-        if len(micro_batches) > 1:
-            fit = bool(accelerator.reduce(torch.tensor(float(fit), device=accelerator.device), reduction="mean") == 1)
-        if fit:
-            backward(micro_batches[-1])
-    else:
-        fit = fit and fits(micro_batches[-1:])
-    return float(accelerator.reduce(total, reduction="mean")) if fit else None
+    last: list[torch.Tensor] = []
+    # The longest rows come first. The last micro-batch waits for the other processes, so all must know of each other before it: before
+    # its forward, where buffers are shared, and before its backward, where gradients are.
+    fits = (
+        _fits(unsynchronised, accelerator, agree=len(micro_batches) > 1)
+        and _fits(lambda: last.append(forward(micro_batches[-1])), accelerator)
+        and _fits(lambda: accelerator.backward(last.pop()), accelerator, agree=False)
+    )
+    return float(accelerator.reduce(total, reduction="mean")) if fits else None
+
+
+def _fits(do: Callable[[], object], accelerator: Accelerator, agree: bool = True) -> bool:
+    """Do something, and say whether memory sufficed for it, in all processes where they are to agree.
+
+    Raises:
+        RuntimeError: It did not, in a step of several processes that cannot be undone.
+    """
+    fit = True
+    try:
+        do()
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error) or (accelerator.num_processes > 1 and not agree):
+            raise
+        fit = False
+    if agree and accelerator.num_processes > 1:
+        fit = bool(accelerator.reduce(torch.tensor(float(fit), device=accelerator.device), reduction="mean") == 1)
+    return fit
 
 
 def halve_micro_batches(plan: UpdatePlan, update: int, title: str) -> UpdatePlan:
