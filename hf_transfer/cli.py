@@ -83,8 +83,8 @@ def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
     target = Path(flags.output).expanduser()
     if target.exists():
         raise ConfigError(f"{target} is there already: name another with --output, or remove it")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent} is no folder: name another file with --output")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"{target.parent} is no folder that can be written to: name another file with --output")
     recipe, chosen = named_recipe(flags)
     found = api.tune(recipe, **chosen)
     print(found)
@@ -187,6 +187,6 @@ def _exit(command: Any) -> NoReturn:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the run folder keeps what was finished; start again into another with --output-dir", file=sys.stderr)
+        print("interrupted: what a run has finished stays in its folder; start again into another with --output-dir", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Where things lie in a run folder, and writes that are whole or absent.
+"""Where things lie in a run folder and in the cache, and writes that are whole or absent.
 
 A write goes to a temporary name beside its target, is flushed to the disk and then renamed, so a reader (or a run that is killed)
 never meets half a file.
@@ -26,6 +26,7 @@ CARD_FILE = "README.md"
 
 
 CACHE_GIB = 20.0
+"""What the cache may take where the user says nothing."""
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ readable for those who have it mapped.
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from hf_transfer.files import atomic_file
 SUFFIX = ".safetensors"
 FILE_BYTES = 2**27
 """Size from which a file is written, and the next begun."""
+LONGEST_WRITE_SECONDS = 3600
 KEY_BYTES = 16
 """Length of a key."""
 
@@ -32,8 +34,8 @@ class ArrayStore:
     def __init__(self, folder: Path) -> None:
         """Map what a folder holds; it need not exist yet."""
         self.folder = folder
-        self._files: dict[str, dict[str, torch.Tensor]] = {}
-        self._places: dict[bytes, tuple[str, int]] = {}
+        self._files: set[str] = set()
+        self._places: dict[bytes, tuple[torch.Tensor, int, int, list[int]]] = {}
         self.refresh()
 
     def __contains__(self, key: bytes) -> bool:
@@ -41,25 +43,26 @@ class ArrayStore:
 
     def __getitem__(self, key: bytes) -> torch.Tensor:
         """Give an array, not to be written to."""
-        name, place = self._places[key]
-        file = self._files[name]
-        start, end = file["starts"][place].item(), file["starts"][place + 1].item()
-        return file["values"][start:end].view(file["shapes"][place].tolist())
+        values, start, end, shape = self._places[key]
+        return values[start:end].view(shape)
 
     def refresh(self) -> None:
-        """Map the files that have come since; a damaged one is as good as none."""
+        """Map the files that have come since; one that cannot be read is as good as none."""
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             if path.name in self._files:
                 continue
             # Another process may have removed it in between.
             with suppress(Exception):
                 file = load_file(path)
-                keys = bytes(file["keys"].numpy())
-                file = {name: file[name] for name in ("starts", "shapes", "values")}
+                keys, starts = bytes(file["keys"].numpy()), file["starts"].tolist()
+                pieces = zip(starts, starts[1:], file["shapes"].tolist(), strict=False)
+                self._places |= {
+                    keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]: (file["values"], start, end, shape)
+                    for place, (start, end, shape) in enumerate(pieces)
+                }
+                self._files.add(path.name)
                 # Its age counts from here on.
                 os.utime(path)
-                self._files[path.name] = file
-                self._places |= {keys[at : at + KEY_BYTES]: (path.name, at // KEY_BYTES) for at in range(0, len(keys), KEY_BYTES)}
 
     def write(self, arrays: Iterable[tuple[bytes, torch.Tensor]]) -> None:
         """Write arrays of one dtype and number of dimensions as they come, a file at a time.
@@ -104,9 +107,17 @@ def make_room(root: Path, wanted: int, max_bytes: int) -> bool:
 
     Returns:
         Whether there is room now, on the disk too.
+
+    Raises:
+        OSError: The folder may not be looked into.
     """
     if wanted > max_bytes:
         return False
+    for path in root.rglob(f".*{SUFFIX}.tmp-*"):
+        # Of a process that was killed: none writes for so long.
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LONGEST_WRITE_SECONDS:
+                path.unlink()
     found = []
     for path in root.rglob(f"*{SUFFIX}"):
         with suppress(OSError):

@@ -199,7 +199,11 @@ def read_delimited(path: Path, separator: str, num_rows: int | None = None) -> I
                     raise DataError(
                         f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator"
                     )
-                yield {str(name): frame[name].tolist() for name in frame.columns}
+                yield {
+                    # pandas would rename a blank one, too: what it calls its own index.
+                    name if name or header.count(name) == 1 else str(column): frame[column].tolist()
+                    for name, column in zip(header, frame.columns, strict=True)
+                }
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} is empty: expected a header line and rows") from None
     except (pd.errors.ParserError, ValueError) as error:

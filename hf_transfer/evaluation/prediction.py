@@ -1,8 +1,8 @@
 """THE prediction loop: rows in, logits of their items out in the same order, on any number of processes, with or without references."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,19 +16,22 @@ from hf_transfer.models.cpu_kernels import cpu_kernels
 from hf_transfer.tasks.items import Layout, Window
 
 Collate = Callable[[Sequence[Window]], dict[str, torch.Tensor]]
+Made = TypeVar("Made")
 ItemLogits = Callable[[torch.Tensor, Sequence[Window]], torch.Tensor]
 
 
 def run_windows(
-    run: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    run: Callable[[dict[str, torch.Tensor]], Made],
     windows: Sequence[Window],
     collate: Collate,
     max_tokens: int,
     device: torch.device,
     autocast: AbstractContextManager[Any],
     num_workers: int = 0,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+) -> Generator[tuple[np.ndarray, Made]]:
     """Run windows through a function without gradients, in micro-batches of like lengths, the longest first.
+
+    To be closed where it may be left before its end: gradients are off and precision is set for as long as it is open.
 
     Args:
         run: Forward arguments on the device -> what comes out.
@@ -90,11 +93,12 @@ def predict_logits(
     items: list[np.ndarray] = []
     outputs: list[torch.Tensor] = []
     ran = run_windows(lambda arguments: model(**arguments).logits, windows, collate, max_tokens, device, autocast, num_workers)
-    for positions, output in ran:
-        outputs.append(item_logits(output, [windows[position] for position in positions]).float())
-        items.append(np.concatenate([layout.items[share[position]] for position in positions]))
-        if advance is not None:
-            advance(len(positions) / len(share))
+    with closing(ran):
+        for positions, output in ran:
+            outputs.append(item_logits(output, [windows[position] for position in positions]).float())
+            items.append(np.concatenate([layout.items[share[position]] for position in positions]))
+            if advance is not None:
+                advance(len(positions) / len(share))
     # Fetched at the end: a GPU would wait for each micro-batch to arrive here before it begins the next.
     parts = [(np.concatenate(items), torch.cat(outputs).cpu().numpy())] if outputs else []
     if num_processes > 1:

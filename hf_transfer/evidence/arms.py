@@ -117,4 +117,5 @@ def estimate_arm(
         return item_losses(logits, torch.zeros(len(logits), dtype=torch.long)).sum()
 
     row_tokens = functions.probe_windows(architecture.checkpoint.processor, task, 1)[0].num_tokens
-    return estimate_memory(model, loss_of, row_tokens, training.optimizer, on_gpu)
+    # Only in its training mode does a model compute again in the backward; then no block keeps what differs on a GPU.
+    return estimate_memory(model, loss_of, row_tokens, training.optimizer, on_gpu=on_gpu and not training.activation_checkpointing)

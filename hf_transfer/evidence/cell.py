@@ -49,10 +49,10 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
     trainable_parameters, total_parameters = count_parameters(model)
     model.to(accelerator.device)
     title = f"{arm_name}  budget {budget}  seed {seed}"
-    with reading_cached(study, model, arm, [train_rows, validation_rows, study.test], title) as (reader, cached_rows, cache_seconds):
-        done = fit(reader, model, arm, cached_rows[0], cached_rows[1], seed, title)
-        validation_metrics, _ = evaluate(reader, model, cached_rows[1])
-        test_metrics, predicted = evaluate(reader, model, cached_rows[2])
+    with reading_cached(study, model, arm, [train_rows, validation_rows, study.test], title) as reading:
+        done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title)
+        validation_metrics, _ = evaluate(reading.study, model, reading.rows[1])
+        test_metrics, predicted = evaluate(reading.study, model, reading.rows[2])
     chain = study.architecture.checkpoint.chain if arm.init == "pretrained" else []
     chain = [*chain, _describe_step(study, arm_name, budget, seed, len(train_rows))]
     result = {
@@ -70,7 +70,7 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
             "wall_seconds": time.perf_counter() - started,
             "train_seconds": done.train_seconds,
             "wait_seconds": done.wait_seconds,
-            "cache_seconds": cache_seconds,
+            "cache_seconds": reading.seconds,
             "updates": done.updates,
             "rows_seen": done.rows_seen,
             "tokens_seen": done.tokens_seen,
@@ -82,6 +82,7 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "history": done.history,
         "stopped": done.stopped,
         "best_epoch": done.best_epoch,
+        "frozen_blocks": reading.frozen_blocks,
         "frozen_unused": unused,
         "resumed_from": [],
         "data": {

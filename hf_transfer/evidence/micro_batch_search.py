@@ -9,10 +9,11 @@ import torch
 
 from hf_transfer.data.roles import Budget
 from hf_transfer.errors import ConfigError
-from hf_transfer.evidence.arms import build_arm
+from hf_transfer.evidence.arms import build_arm, check_arm
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.fit import lay_plan
 from hf_transfer.evidence.study import Study, prepare_study
+from hf_transfer.models.build import count_parameters
 from hf_transfer.models.cpu_kernels import sparse_gradients
 from hf_transfer.models.tuning import freeze_unused, prepare_blocks, set_training_mode, trainable_batch_norms
 from hf_transfer.recipe import Recipe
@@ -61,7 +62,7 @@ def search_micro_batches(
     max_test_rows: int | None = None,
     local_files_only: bool = False,
 ) -> MicroBatchRates:
-    """Time forward and backward of the arm that trains most parameters, at several sizes in turn, each round on other rows.
+    """Time forward and backward of the arm that trains most parameters, at several sizes in turn; a round gives all of them the same rows.
 
     Args:
         recipe: What to train.
@@ -79,12 +80,13 @@ def search_micro_batches(
     if accelerator.num_processes > 1:
         raise ConfigError(f"tune measures one process, found {accelerator.num_processes}: start it without accelerate launch")
     study = prepare_study(recipe, arms, budgets, seeds, accelerator, max_test_rows, local_files_only)
-    models = {name: build_arm(study.architecture, recipe.arms[name], seeds[0], study.task.PEFT_TASK_TYPE) for name in arms}
-    name = max(models, key=lambda arm: sum(p.numel() for p in models[arm].parameters() if p.requires_grad))
-    if trainable_batch_norms(models[name]):
+    outlines = {name: check_arm(study.architecture, recipe.arms[name], recipe.training, study.task.PEFT_TASK_TYPE) for name in arms}
+    name = max(outlines, key=lambda arm: count_parameters(outlines[arm])[0])
+    model = build_arm(study.architecture, recipe.arms[name], seeds[0], study.task.PEFT_TASK_TYPE)
+    if trainable_batch_norms(model):
         raise ConfigError(f"arm {name} trains batch norms and takes each update at once: there is nothing to tune")
     sizes = CPU_SIZES if accelerator.device.type == "cpu" else GPU_SIZES
-    rates = _measure(study, name, models[name], budgets[-1], seeds[0], sizes)
+    rates = _measure(study, name, model, budgets[-1], seeds[0], sizes)
     unit = "patches" if study.task.READS_FILES else "tokens"
     if not rates:
         raise ConfigError(f"arm {name} does not fit in memory at {sizes[0]:,} {unit} a micro-batch: take a smaller checkpoint")
@@ -101,15 +103,13 @@ def _measure(study: Study, name: str, model: torch.nn.Module, budget: Budget, se
     if accelerator.device.type == "cpu":
         sparse_gradients(model)
     prepared = accelerator.prepare(model.to(accelerator.device))
-    update = 0
 
-    def rate_of(size: int) -> float | None:
-        """Give real tokens/s over the next updates; None where memory does not suffice."""
-        nonlocal update
+    def rate_of(size: int, turn: int) -> float | None:
+        """Give real tokens/s over the updates of a round; None where memory does not suffice."""
         sized = replace(plan, max_tokens=size)
         seconds, tokens = 0.0, 0
-        for _ in range(UPDATES):
-            update = (update + 1) % plan.num_updates
+        for place in range(UPDATES):
+            update = (turn * UPDATES + place) % plan.num_updates
             reads = read_update(update, sized, batches, 0)
             _wait()
             started = time.perf_counter()
@@ -127,12 +127,12 @@ def _measure(study: Study, name: str, model: torch.nn.Module, budget: Budget, se
     largest = max(len(windows) * int(plan.lengths[windows].max()) for windows in updates)
     sizes = [size for size in sizes if size == sizes[0] or size < 2 * largest]
     # A first look warms up, and leaves out what does not fit.
-    sizes = [size for size in sizes if rate_of(size) is not None]
+    sizes = [size for size in sizes if rate_of(size, ROUNDS) is not None]
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     for turn in range(ROUNDS):
         for place in range(len(sizes)):
             size = sizes[(turn + place) % len(sizes)]
-            if (rate := rate_of(size)) is not None:
+            if (rate := rate_of(size, turn)) is not None:
                 rates[size].append(rate)
     return {size: found for size, found in rates.items() if len(found) == ROUNDS}
 

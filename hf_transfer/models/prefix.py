@@ -1,20 +1,21 @@
 """The frozen prefix of a model: what lies below the lowest block that trains, computed once and replayed from then on."""
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_transfer.errors import CheckpointError
 from hf_transfer.models.tuning import find_blocks
 
 PREFIX = "frozen_prefix"
 """Forward argument that holds what the prefix gave."""
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Farthest a replayed logit may be from a plain one, in fp32, relative to the largest."""
 
 
@@ -35,7 +36,7 @@ class FrozenPrefix:
     modules: list[nn.Module]
     """The embeddings, where they can be left out, and the blocks."""
     templates: list[Any]
-    """An output of each, for its structure."""
+    """An output of each, its tensors emptied: for its structure."""
     first_only: bool = False
     """What follows looks at the first token alone, so nothing else has to be kept."""
     _given: torch.Tensor | None = field(default=None, repr=False)
@@ -131,11 +132,31 @@ def find_prefix(model: nn.Module, arguments: Mapping[str, torch.Tensor]) -> Froz
     stem = [module for module, _, output in order if id(module) not in inside and _first(output) is first_input is not None]
     # The last to end is the outermost.
     modules = [*stem[-1:], *frozen]
-    prefix = FrozenPrefix(model, f"{stack}:{len(frozen)}", modules, [ran[id(module)][1] for module in modules])
+    prefix = FrozenPrefix(model, f"{stack}:{len(frozen)}", modules, [_filled(ran[id(module)][1], torch.empty(0)) for module in modules])
     hidden = prefix.compute(arguments).detach()
+    if "attention_mask" in arguments and hidden.shape[:2] != arguments["attention_mask"].shape:
+        return "its blocks see other tokens than it is given"
     if len(frozen) == len(blocks) and hidden.ndim == 3:
         prefix.first_only = _reads_first_only(prefix, arguments, hidden)
     return prefix if _replays(prefix, arguments, plain) else "replaying its blocks gave other logits"
+
+
+def keep_rows(hidden: torch.Tensor, arguments: Mapping[str, torch.Tensor], first_only: bool) -> list[torch.Tensor]:
+    """Give what is kept of each row's hidden states: of a text its real tokens, (L, D), or the first, (1, D); of an image all, (...)."""
+    mask = arguments.get("attention_mask")
+    if mask is None or first_only:
+        return list(hidden)
+    return [row[:length] for row, length in zip(hidden, mask.sum(1).tolist(), strict=True)]
+
+
+def replay_arguments(stubs: Mapping[str, torch.Tensor], rows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give the forward arguments of a replay.
+
+    Args:
+        stubs: From `stub_arguments`.
+        rows: What was kept of each row, (B,).
+    """
+    return {**stubs, PREFIX: pad_sequence(list(rows), batch_first=True)}
 
 
 def stub_arguments(arguments: Mapping[str, torch.Tensor], first_only: bool) -> dict[str, torch.Tensor]:
@@ -161,10 +182,16 @@ def _replays(prefix: FrozenPrefix, arguments: Mapping[str, torch.Tensor], plain:
         hidden = prefix.compute(arguments)
         with prefix.replayed():
             try:
-                logits = prefix.model(**stub_arguments(arguments, prefix.first_only), **{PREFIX: hidden}).logits
-            except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):
+                rows = keep_rows(hidden, arguments, prefix.first_only)
+                logits = prefix.model(**replay_arguments(stub_arguments(arguments, prefix.first_only), rows)).logits
+            except (RuntimeError, ValueError, IndexError, AttributeError, TypeError, AssertionError):
                 return False
-    return logits.shape == plain.shape and bool((logits - plain).abs().max() <= TOLERANCE * plain.abs().max().clamp(min=1))
+    if logits.shape != plain.shape:
+        return False
+    # Nobody reads what a token classifier says of padding.
+    is_read = arguments["attention_mask"].bool() if plain.ndim == 3 else slice(None)
+    logits, plain = logits[is_read], plain[is_read]
+    return bool((logits - plain).abs().max() <= TOLERANCE * plain.abs().max().clamp(min=1))
 
 
 def _first(value: Any) -> torch.Tensor | None:

@@ -16,11 +16,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import hf_transfer
 from hf_transfer.data.array_store import SUFFIX, make_room, write_arrays
 from hf_transfer.files import arrays_folder, cache_limit_bytes
 from hf_transfer.tasks.items import EncodedRow, TextWindow
 
 CACHE_NAME = "tokens"
+LAYOUT = 1
+"""To be raised when `encode` makes other windows of the same rows."""
 LEAST_ROWS = 1000
 """Rows below which tokenising takes less than a second."""
 
@@ -40,7 +43,8 @@ def encode_cached(functions: ModuleType, processor: Any, inputs: Sequence[Any], 
     # A damaged file is as good as none, and so is one that another process removes.
     with suppress(Exception):
         rows = _read(path)
-        os.utime(path)
+        with suppress(OSError):
+            os.utime(path)
         return rows
     rows = functions.encode(processor, inputs, task)
     with suppress(OSError):
@@ -53,7 +57,7 @@ def _fingerprint(tokenizer: Any, inputs: Sequence[Any], task: Any) -> str:
     # What `encode` asks besides: DistilBERT has BERT's tokenizer, but for the names; a dropped word becomes one of the tokens.
     asked = [tokenizer.model_input_names, *(getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "unk", "mask"))]
     made_by = [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), asked]
-    versions = [transformers.__version__, tokenizers.__version__]
+    versions = [LAYOUT, hf_transfer.__version__, transformers.__version__, tokenizers.__version__]
     digest = hashlib.blake2b(json.dumps([made_by, versions, asdict(task)], sort_keys=True, default=str).encode(), digest_size=16)
     digest.update(json.dumps(inputs, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -41,7 +41,7 @@ def accumulate(
         The update's loss over all processes; None where memory did not suffice in one of them, and gradients are of no use.
 
     Raises:
-        RuntimeError: Out of memory while several processes share their gradients.
+        TrainingError: Out of memory while several processes share their gradients.
     """
     # DDP averages gradients over the processes, the update's loss is a sum over them.
     scale = accelerator.num_processes / plan.weight_of(update)
@@ -52,12 +52,12 @@ def accumulate(
         torch.manual_seed(seed)
         windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
         arguments = {name: send(tensor, accelerator.device) for name, tensor in read.arguments.items()}
-        labels, weights = read.labels.to(accelerator.device), read.weights.to(accelerator.device)
+        labels, weights = send(read.labels, accelerator.device), send(read.weights, accelerator.device)
         with nullcontext() if plain_kernels else cpu_kernels(accelerator.device, seed):
             logits = batches.item_logits(model(**arguments).logits, windows)
         losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
         if read.partners is not None and read.shares is not None:
-            partners, shares = read.partners.to(accelerator.device), read.shares.to(accelerator.device)
+            partners, shares = send(read.partners, accelerator.device), send(read.shares, accelerator.device)
             losses = shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
         loss = (losses * weights).sum() * (0.0 if read.micro_batch.is_filler else scale)
         total.add_(loss.detach())
@@ -83,14 +83,19 @@ def _fits(do: Callable[[], object], accelerator: Accelerator, agree: bool = True
     """Do something, and say whether memory sufficed for it, in all processes where they are to agree.
 
     Raises:
-        RuntimeError: It did not, in a step of several processes that cannot be undone.
+        TrainingError: It did not, in a step of several processes that cannot be undone.
     """
     fit = True
     try:
         do()
     except RuntimeError as error:
-        if not should_reduce_batch_size(error) or (accelerator.num_processes > 1 and not agree):
+        if not should_reduce_batch_size(error):
             raise
+        if accelerator.num_processes > 1 and not agree:
+            raise TrainingError(
+                "memory does not suffice in the backward that several processes share, where none can step back: set "
+                "training.micro_batch_tokens to half of what recipe.yaml says"
+            ) from error
         fit = False
     if agree and accelerator.num_processes > 1:
         fit = bool(accelerator.reduce(torch.tensor(float(fit), device=accelerator.device), reduction="mean") == 1)

@@ -118,7 +118,8 @@ def _prepare_process(flags: Namespace) -> None:
     if not hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"
     # As on our command line, and for every contender.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.filterwarnings("ignore")
     import torch
 

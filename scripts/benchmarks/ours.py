@@ -52,8 +52,8 @@ def prepare_training(ground: Ground, arm: Arm, rows: Rows, seed: int, folder: Pa
         with contextlib.redirect_stderr(io.StringIO()):
             freeze_unused(model, study.collate(rows.layout.windows[:1]))
             model.to(study.accelerator.device)
-            with reading_cached(study, model, arm, [rows, ground.validation], "benchmark") as (reader, cached, _):
-                return fit(reader, model, arm, cached[0], cached[1], seed, title="benchmark")
+            with reading_cached(study, model, arm, [rows, ground.validation], "benchmark") as reading:
+                return fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title="benchmark")
 
     return Job(model, run)
 

@@ -19,8 +19,9 @@ from hf_transfer.data import array_store
 from hf_transfer.errors import ConfigError
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.evidence import cached_prefix
+from hf_transfer.evidence.arms import build_arm
 from hf_transfer.evidence.cached_prefix import reading_cached
-from hf_transfer.evidence.study import Rows, Study, build_arm, prepare_study
+from hf_transfer.evidence.study import Rows, Study, prepare_study
 from hf_transfer.files import cache_folder, cache_limit_bytes
 from hf_transfer.models.prefix import PREFIX
 from hf_transfer.tasks.items import TextWindow
@@ -92,7 +93,9 @@ def read_both(study: Study, arm: str = "head", seed: int = 0) -> tuple[np.ndarra
     """Give the test rows' logits, read from the cache and plain."""
     model = build_arm(study.architecture, ARMS[arm], seed, study.task.PEFT_TASK_TYPE)
     plain = logits_of(study, model, study.test, study.accelerator)
-    with reading_cached(study, model, ARMS[arm], [study.train, study.test], "title") as (reader, rows, seconds):
+    with reading_cached(study, model, ARMS[arm], [study.train, study.test], "title") as reading:
+        reader, rows, seconds = reading.study, reading.rows, reading.seconds
+        assert reading.frozen_blocks == "cached"
         assert reader is not study, "the cache is read"
         assert seconds > 0
         cached = logits_of(reader, model, rows[1], study.accelerator)
@@ -240,7 +243,8 @@ def test_only_what_is_replayed_counts_as_cost(studies: Any) -> None:
     for kind, arm, replayed in (("text", "head", "first"), ("text", "top", "all"), ("vit", "head", "first"), ("names", "head", "all")):
         study = studies(kind)
         model = build_arm(study.architecture, ARMS[arm], 0, None)
-        with reading_cached(study, model, ARMS[arm], [study.train], "title") as (reader, (rows,), _):
+        with reading_cached(study, model, ARMS[arm], [study.train], "title") as reading:
+            reader, (rows,) = reading.study, reading.rows
             tokens = [window.num_tokens for window in study.train.layout.windows]
             assert rows.layout.tokens.tolist() == tokens
             assert rows.layout.lengths.tolist() == ([1] * len(tokens) if replayed == "first" else tokens)
@@ -263,7 +267,9 @@ def test_content_is_equal_for_equal_tensors_only() -> None:
 def refused(study: Study, capsys: pytest.CaptureFixture[str], arm: str = "head") -> str:
     """Check that an arm takes the plain path, and give the reason it names."""
     model = build_arm(study.architecture, ARMS[arm], 0, None)
-    with reading_cached(study, model, ARMS[arm], [study.train, study.test], "head  seed 0") as (reader, rows, seconds):
+    with reading_cached(study, model, ARMS[arm], [study.train, study.test], "head  seed 0") as reading:
+        reader, rows, seconds = reading.study, reading.rows, reading.seconds
+        assert reading.frozen_blocks is not None and reading.frozen_blocks.startswith("computed in every epoch, because ")
         assert (reader, seconds) == (study, 0.0)
         assert rows[0] is study.train and rows[1] is study.test
         assert logits_of(study, model, study.test, study.accelerator).shape == (31, 3)
@@ -336,7 +342,9 @@ def test_what_differs_in_every_epoch_is_not_cached(
     capsys.readouterr()
     chosen = ht.Arm(learning_rate=1e-3, num_epochs=1, **arm)
     model = build_arm(study.architecture, chosen, 0, None)
-    with reading_cached(study, model, chosen, [study.train], "title") as (reader, rows, seconds):
+    with reading_cached(study, model, chosen, [study.train], "title") as reading:
+        reader, rows, seconds = reading.study, reading.rows, reading.seconds
+        assert reading.frozen_blocks is None
         assert reader is study and rows[0] is study.train and seconds == 0
     assert not files(cache)
     assert capsys.readouterr().err == ""
