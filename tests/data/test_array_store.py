@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,3 +250,13 @@ def test_reading_makes_a_file_young(tmp_path: Path) -> None:
     assert make_room(tmp_path, size, 2 * size)
     assert names(tmp_path / "old")
     assert not names(tmp_path / "new")
+
+
+def test_what_a_killed_writer_left_is_swept_away_after_an_hour(tmp_path: Path) -> None:
+    old, new, theirs = tmp_path / ".a.safetensors.tmp-1", tmp_path / ".b.safetensors.tmp-2", tmp_path / ".other.tmp-3"
+    for path in (old, new, theirs):
+        path.write_bytes(b"half")
+    for path in (old, theirs):
+        os.utime(path, (time.time() - 2 * 3600,) * 2)
+    assert array_store.make_room(tmp_path, 0, 100)
+    assert [path.exists() for path in (old, new, theirs)] == [False, True, True]

@@ -1,12 +1,20 @@
 """The memory model against the definition: what a forward keeps for its backward."""
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import hf_transfer as ht
+from hf_transfer.evidence.arms import build_arm, estimate_arm
+from hf_transfer.models.build import inspect
+from hf_transfer.models.checkpoint import open_checkpoint
 from hf_transfer.models.memory import TRANSIENT_TENSORS, estimate_memory
+from hf_transfer.tasks import text_classification
 
 
 class Stack(nn.Module):
@@ -54,3 +62,17 @@ def test_what_is_frozen_takes_no_gradient_and_keeps_nothing_below() -> None:
     assert (found.gradients, found.optimizer) == (4 * trainable, 4 * trainable)
     assert found.weights == full.weights
     assert found.activations_per_row < full.activations_per_row
+
+
+def test_computing_again_takes_less_memory_on_a_gpu_too(tiny_bert: Path) -> None:
+    accelerator = SimpleNamespace(device=torch.device("cuda"), mixed_precision="no")
+    checkpoint = open_checkpoint(str(tiny_bert), text_classification.load_processor)
+    architecture = inspect(checkpoint, text_classification.AUTO_MODEL, ["a", "b"])
+    collate = functools.partial(text_classification.collate, processor=checkpoint.processor)
+    kept = []
+    for checkpointing in (False, True):
+        model = build_arm(architecture, ht.Arm(learning_rate=1e-3, num_epochs=1), 0, "SEQ_CLS")
+        training = ht.TrainingConfig(activation_checkpointing=checkpointing)
+        task = ht.TextClassification(max_length=32)
+        kept.append(estimate_arm(model, task, architecture, collate, training, accelerator).activations_per_row)
+    assert kept[1] < kept[0]

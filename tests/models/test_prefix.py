@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    ConvBertConfig,
+    LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
@@ -301,3 +303,40 @@ def test_what_is_read_before_the_cut_too_cannot_be_replayed() -> None:
     model = Toy("skip")
     assert find_prefix(model, batch_of(model, [12, 4])) == "replaying its blocks gave other logits"
     assert "forward" not in vars(model.blocks[0])
+
+
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_an_architecture_that_pads_by_itself_is_refused(kind: str) -> None:
+    """Its blocks see whole attention windows: what is kept of a row's own tokens cannot be put back."""
+    config = LongformerConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        attention_window=[8, 8],
+    )
+    auto_model = AutoModelForTokenClassification if kind == "token" else AutoModelForSequenceClassification
+    model = auto_model.from_config(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier"))
+    ids = torch.randint(5, 99, (2, 13))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    assert find_prefix(model, {"input_ids": ids, "attention_mask": mask}) == "its blocks see other tokens than it is given"
+
+
+def test_a_model_that_reads_padding_is_refused() -> None:
+    """ConvBERT's convolutions reach into what stands behind a row."""
+    torch.manual_seed(0)
+    config = ConvBertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.2
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier") or ".layer.1." in name)
+    ids = torch.randint(5, 99, (2, 13))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    assert find_prefix(model, {"input_ids": ids, "attention_mask": mask}) == "replaying its blocks gave other logits"
