@@ -158,6 +158,10 @@ def prepare_study(
     num_workers = recipe.training.num_workers
     if num_workers is None:
         num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
+    if num_workers and accelerator.device.type == "cpu" and accelerator.num_processes > 1:
+        # The threads of gloo enter Python now and then; a process forked in that moment waits for ever (CPython 3.11).
+        num_workers = 0
+        notices.append("several CPU processes read their images themselves: no workers are started beside them")
 
     def encode(rows: Examples) -> Rows:
         return Rows(rows, encode_cached(task, checkpoint.processor, rows.inputs, recipe.task))
