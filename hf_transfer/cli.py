@@ -88,6 +88,8 @@ def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
     recipe, chosen = named_recipe(flags)
     found = api.tune(recipe, **chosen)
     print(found)
+    if len(found.rates) == 1:
+        raise ConfigError(f"every update fits into {found.best:,} {found.unit}, so all sizes are the same: nothing was written")
     write_text(target, f"# Fastest for arm {found.arm} on {found.device}.\ntraining:\n  micro_batch_tokens: {found.best}\n")
     print(f"written to {target}: run with --config {target}")
 
@@ -187,6 +189,6 @@ def _exit(command: Any) -> NoReturn:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: what a run has finished stays in its folder; start again into another with --output-dir", file=sys.stderr)
+        print("interrupted: what was finished stays where it is; a run starts again into another folder with --output-dir", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -48,9 +48,12 @@ def cache_limit_bytes() -> int:
     """
     given = os.environ.get("HF_TRANSFER_CACHE_GIB", str(CACHE_GIB))
     try:
-        return max(0, int(float(given) * 2**30))
+        limit = int(float(given) * 2**30)
     except (ValueError, OverflowError):
-        raise ConfigError(f"HF_TRANSFER_CACHE_GIB must be a number of GiB, found {given!r}") from None
+        limit = -1
+    if limit < 0:
+        raise ConfigError(f"HF_TRANSFER_CACHE_GIB must be a number of GiB, found {given!r}: give 0 or more")
+    return limit
 
 
 def cell_folder(run_folder: Path, arm: str, budget: int | str, seed: int) -> Path:

@@ -233,7 +233,11 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
     how.add_argument("--learning-rate", type=float, metavar="X", help="peak, for every selected arm")
     how.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
     how.add_argument("--precision", metavar="P", help="auto, bf16, fp16 or fp32")
-    how.add_argument("--activation-checkpointing", action="store_true", help="less memory for more time: blocks run again in the backward")
+    how.add_argument(
+        "--activation-checkpointing",
+        action="store_true",
+        help="less memory for more time: blocks run again in the backward (with dropout, other masks)",
+    )
     how.add_argument("--compile", action="store_true", help="compile the blocks that train (torch.compile): a slow start")
     how.add_argument("--config", metavar="FILE.yaml", help="recipe fields laid over the recipe; a run's recipe.yaml repeats that run")
     how.add_argument(

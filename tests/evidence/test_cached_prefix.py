@@ -389,10 +389,10 @@ def test_the_folder_and_the_limit_are_the_users(recipes: dict[str, ht.Recipe], t
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "hf_transfer"
     assert cache_limit_bytes() == 20 * 2**30
-    for given, limit in (("0.5", 2**29), ("0", 0), ("-3", 0)):
+    for given, limit in (("0.5", 2**29), ("0", 0)):
         monkeypatch.setenv("HF_TRANSFER_CACHE_GIB", given)
         assert cache_limit_bytes() == limit
-    for given in ("much", "nan", "inf", ""):
+    for given in ("much", "nan", "inf", "-3", ""):
         monkeypatch.setenv("HF_TRANSFER_CACHE_GIB", given)
         with pytest.raises(ConfigError, match="HF_TRANSFER_CACHE_GIB must be a number of GiB, found"):
             ht.run(recipes["text"], output_dir=tmp_path / "run")

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the folder of the cache, which takes few rows, too."""
     monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(token_cache, "LEAST_ROWS", 3)
-    return tmp_path / "cache" / token_cache.CACHE_NAME
+    return tmp_path / "cache" / "arrays" / token_cache.CACHE_NAME
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(
     task, inputs = INPUTS["texts"]
     functions, calls = spied(task)
     if obstacle == "a file":
-        folder.parent.write_text("no folder")
+        folder.parent.parent.write_text("no folder")
     if obstacle == "no disk":
         monkeypatch.setenv("HF_TRANSFER_CACHE", "/proc/no/such/folder")
     if obstacle == "full":
