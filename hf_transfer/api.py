@@ -13,11 +13,11 @@ from hf_transfer.errors import (
     ConfigError,
     RunFolderError,
     check_no_name_clash,
-    did_you_mean,
     listed,
 )
 from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cache_limit_bytes, cell_folder, model_folder_of, read_json
-from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
+from hf_transfer.recipe import Recipe, read_yaml
+from hf_transfer.run_settings import RunSettings, check_settings
 
 if TYPE_CHECKING:
     from hf_transfer.evaluation.table_prediction import TablePrediction
@@ -33,6 +33,13 @@ def run(
     seeds: Sequence[int] = (0,),
     output_dir: str | Path | None = None,
     max_test_rows: int | None = None,
+    *,
+    search: int | None = None,
+    search_storage: str | None = None,
+    parallel: int = 1,
+    tracker: str | None = None,
+    private_data: bool = False,
+    resume: bool = False,
 ) -> "Comparison":
     """Train arms x budgets x seeds of a recipe and compare them.
 
@@ -41,19 +48,37 @@ def run(
         arms: Names of its arms; None = scratch, head, lora and full, as far as it has them.
         budgets: Numbers of labelled rows (training and validation together), or "all".
         seeds: One training each.
-        output_dir: The run folder, which must not hold anything yet; None = `runs/NAME`.
+        output_dir: The run folder, which must not hold anything yet unless `resume`; None = `runs/NAME`.
         max_test_rows: Size of a fixed random sample of the test rows; None = all.
+        search: Trials that every arm gets at every budget to find its hyperparameters, chosen by validation loss; None = the recipe's.
+        search_storage: Database URL of the trials, which several machines may share; None = `search.db` in the run folder.
+        parallel: Cells trained at once, each on a device of its own.
+        tracker: "tensorboard", "wandb", "mlflow" or "trackio", whichever is installed; None = none.
+        private_data: Write no text or image of the data into the run folder.
+        resume: Go on with the run in `output_dir`: finished cells stay; more arms, budgets or seeds may be asked for.
 
     Raises:
         TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or a training that cannot go on.
     """
-    plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
+    settings = _check_run(
+        recipe,
+        arms,
+        budgets,
+        seeds,
+        max_test_rows,
+        search=search,
+        search_storage=search_storage,
+        parallel=parallel,
+        tracker=tracker,
+        private_data=private_data,
+        resume=resume,
+    )
 
     from hf_transfer.evidence.grid import run_grid
     from hf_transfer.publish.card import write_card
 
     folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
-    run_grid(recipe, *plan, folder, local_files_only=_cache_only(recipe))
+    run_grid(recipe, settings, folder, local_files_only=_cache_only(recipe))
     comparison = Comparison(folder)
     if os.environ.get("RANK", "0") == "0":
         for cell in comparison.cells():
@@ -73,11 +98,11 @@ def validate(
     Raises:
         TransferError: What `run` would refuse.
     """
-    plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
+    chosen = _check_run(recipe, arms, budgets, seeds, max_test_rows)
 
     from hf_transfer.evidence.validation import validate as find_out
 
-    return find_out(recipe, *plan, local_files_only=_cache_only(recipe))
+    return find_out(recipe, chosen.arms, chosen.budgets, chosen.seeds, chosen.max_test_rows, local_files_only=_cache_only(recipe))
 
 
 def tune(
@@ -94,11 +119,13 @@ def tune(
     Raises:
         TransferError: What `run` would refuse.
     """
-    plan = _check_run(recipe, arms, budgets, seeds, max_test_rows)
+    chosen = _check_run(recipe, arms, budgets, seeds, max_test_rows)
 
     from hf_transfer.evidence.micro_batch_search import search_micro_batches
 
-    return search_micro_batches(recipe, *plan, local_files_only=_cache_only(recipe))
+    return search_micro_batches(
+        recipe, chosen.arms, chosen.budgets, chosen.seeds, chosen.max_test_rows, local_files_only=_cache_only(recipe)
+    )
 
 
 def load(name: str | Path, base: str | None = None) -> "Model":
@@ -116,23 +143,6 @@ def load(name: str | Path, base: str | None = None) -> "Model":
     from hf_transfer.models.saved import load_saved
 
     return Model(load_saved(str(model_folder_of(folder) if folder.is_dir() else name), base))
-
-
-def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
-    """Give the arms a run trains: those named, or the four standard ones as far as the recipe has them.
-
-    Raises:
-        ConfigError: The recipe has no such arm.
-    """
-    if arms is None:
-        return [name for name in DEFAULT_ARMS if name in recipe.arms] or list(recipe.arms)
-    named = _listed("arms", arms)
-    for name in named:
-        if not isinstance(name, str) or name not in recipe.arms:
-            raise ConfigError(
-                f"recipe {recipe.name} has no arm '{name}', it has {listed(recipe.arms)}{did_you_mean(str(name), recipe.arms)}"
-            )
-    return list(dict.fromkeys(named))
 
 
 class Comparison:
@@ -252,53 +262,21 @@ class Model:
         return predict_table(predict, functions_of(task), task, self.labels, *paths, columns)
 
 
-def _check_run(
-    recipe: Recipe, arms: Sequence[str] | None, budgets: Sequence[int | str], seeds: Sequence[int], max_test_rows: int | None
-) -> tuple[list[str], list[Any], list[int], int | None]:
-    """Give the arms, budgets and seeds of a run, each checked and once.
+def _check_run(recipe: Recipe, *what: Any, **how: Any) -> RunSettings:
+    """Give the settings of a run, checked before anything is loaded.
 
     Raises:
         TransferError: One cannot be meant, or the recipe names no data.
     """
     check_no_name_clash()
-    chosen = check_arms(recipe, arms)
+    settings = check_settings(recipe, *what, **how)
     if recipe.data.source is None:
         raise ConfigError(f"recipe {recipe.name} names no data: give --dataset ID_OR_PATH (in Python: ht.DataConfig(ID_OR_PATH))")
-    if max_test_rows is not None and (not isinstance(max_test_rows, int) or max_test_rows < 1):
-        raise ConfigError(f"max_test_rows must be a number of at least 1, found {max_test_rows!r}")
     cache_limit_bytes()  # A mistake there shows before any training.
-    return chosen, _check_budgets(budgets), _check_seeds(seeds), max_test_rows
+    return settings
 
 
 def _cache_only(recipe: Recipe) -> bool:
     """Say whether nothing may be asked of the Hub: all is local, or it does not answer."""
     assert recipe.data.source is not None
     return (is_local_checkpoint(recipe.checkpoint) and is_local_dataset(recipe.data.source)) or not hub_answers()
-
-
-def _check_budgets(budgets: Sequence[int | str]) -> list[Any]:
-    checked: list[int | str] = []
-    for budget in _listed("budgets", budgets):
-        if budget == "all":
-            checked.append("all")
-        elif str(budget).isdecimal() and int(budget) > 0:
-            checked.append(int(budget))
-        else:
-            raise ConfigError(f"a budget is a number of rows above 0, or 'all', found {budget!r}")
-    return list(dict.fromkeys(checked))
-
-
-def _check_seeds(seeds: Sequence[int]) -> list[int]:
-    checked = []
-    for seed in _listed("seeds", seeds):
-        if not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**32:
-            raise ConfigError(f"a seed is a whole number from 0 to {2**32 - 1}, found {seed!r}")
-        checked.append(int(seed))
-    return list(dict.fromkeys(checked))
-
-
-def _listed(what: str, values: Any) -> list[Any]:
-    """Refuse what is no list of at least one value: a single word would be read letter by letter."""
-    if isinstance(values, str) or not isinstance(values, Iterable) or not (found := list(values)):
-        raise ConfigError(f"{what} must be a list of one or more, found {values!r}")
-    return found

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user's mistake (one `error: ` sentence), 1 ours (a tra
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
 from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
 from hf_transfer.files import write_text
-from hf_transfer.flags import Parser, add_run_flags, column_pairs, named_recipe, resolve, set_offline
+from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
 from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names
 
@@ -27,9 +28,9 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> NoReturn:
         arguments = sys.argv[1:] if argv is None else list(argv)
         parser = Parser(prog=Path(sys.argv[0]).name, description=f"Train the arms of the recipe '{recipe.name}' and compare them.")
         add_run_flags(parser, recipe)
-        _add_output_dir(parser)
+        add_grid_flags(parser)
         flags = parser.parse(arguments)
-        _run(*resolve(recipe, flags), flags.output_dir)
+        _run(*resolve(recipe, flags), flags)
 
     _exit(command)
 
@@ -63,16 +64,16 @@ def run_cli(argv: Sequence[str] | None = None) -> NoReturn:
 def _run_verb(parser: Parser, arguments: Sequence[str]) -> None:
     _add_name(parser)
     add_run_flags(parser, None)
-    _add_output_dir(parser)
+    add_grid_flags(parser)
     flags = parser.parse(arguments)
-    _run(*named_recipe(flags), flags.output_dir)
+    _run(*named_recipe(flags), flags)
 
 
 def _validate_verb(parser: Parser, arguments: Sequence[str]) -> None:
     _add_name(parser)
     add_run_flags(parser, None)
     recipe, chosen = named_recipe(parser.parse(arguments))
-    print(api.validate(recipe, **chosen))
+    print(api.validate(recipe, **_cells(chosen)))
 
 
 def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
@@ -86,7 +87,7 @@ def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
     if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
         raise ConfigError(f"{target.parent} is no folder that can be written to: name another file with --output")
     recipe, chosen = named_recipe(flags)
-    found = api.tune(recipe, **chosen)
+    found = api.tune(recipe, **_cells(chosen))
     print(found)
     if len(found.rates) == 1:
         raise ConfigError(f"every update fits into {found.best:,} {found.unit}, so all sizes are the same: nothing was written")
@@ -149,23 +150,27 @@ VERBS: dict[str, tuple[Callable[[Parser, Sequence[str]], None], str]] = {
 """Verb -> what does it, and what it does."""
 
 
-def _run(recipe: Recipe, chosen: dict[str, Any], output_dir: str | None) -> None:
+def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> None:
     """Run a recipe and print the comparison."""
-    if output_dir == "":
+    if flags.output_dir == "":
         raise ConfigError("--output-dir must not be empty")
-    comparison = api.run(recipe, output_dir=output_dir, **chosen)
+    comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
     if os.environ.get("RANK", "0") == "0":
-        print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
+        if flags.json:
+            print(json.dumps(comparison.values, indent=2, ensure_ascii=False), flush=True)
+        else:
+            print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
+
+
+def _cells(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Give what says which cells are meant, out of the settings of a run."""
+    return {name: chosen[name] for name in ("arms", "budgets", "seeds", "max_test_rows") if name in chosen}
 
 
 def _add_name(parser: Parser) -> None:
     names = ", ".join(recipe_names())
     what = f"a recipe ({names}; text, ner and image take your own data, too), or a .py or .yaml file"
     parser.add_argument("name", metavar="NAME", nargs="?", help=what)
-
-
-def _add_output_dir(parser: Parser) -> None:
-    parser.add_argument("--output-dir", metavar="DIR", help="run folder to write; default runs/NAME")
 
 
 def _share_cores() -> None:

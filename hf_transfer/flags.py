@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 import yaml
 
-from hf_transfer import api
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.recipe import DataConfig, Recipe, read_yaml
 from hf_transfer.recipe_files import load_recipe, recipe_names
+from hf_transfer.run_settings import RECORDED, TRACKERS, check_arms
 
-RUN_DEFAULTS = {"arms", "budgets", "seeds", "max_test_rows"}
-"""What a config file's `run` section may hold: flags that are no field of the recipe."""
+UNRECORDED = ("search_storage", "parallel", "tracker", "resume")
+"""Settings of a run that change nothing it finds."""
 
 EMBEDDED_CHECKPOINT_OF = {
     "text-classification": EMBEDDED + "all-MiniLM-L6-v2",
@@ -73,7 +73,7 @@ def resolve(recipe: Recipe, flags: argparse.Namespace, defaults: Mapping[str, An
         ConfigError: A flag or a field cannot be meant.
     """
     config = read_yaml(Path(flags.config)) if flags.config else {}
-    given = {name: value for name in RUN_DEFAULTS if (value := getattr(flags, name)) is not None}
+    given = {name: value for name in (*RECORDED, *UNRECORDED) if (value := getattr(flags, name, None)) is not None}
     chosen = {**(defaults or {}), **pop_run_section(config, flags.config), **given}
     recipe = apply_flags(with_config(recipe, config, flags), flags, chosen.get("arms"))
     set_offline(_needed_from_hub(recipe))
@@ -105,9 +105,9 @@ def pop_run_section(config: dict[str, Any], name: str) -> dict[str, Any]:
         ConfigError: It holds anything else.
     """
     section = config.pop("run", None) or {}
-    if not isinstance(section, dict) or set(section) - RUN_DEFAULTS:
+    if not isinstance(section, dict) or set(section) - set(RECORDED):
         found = listed(section) if isinstance(section, dict) else repr(section)
-        raise ConfigError(f"{name}: `run` must be a mapping of {listed(sorted(RUN_DEFAULTS))}, found {found}")
+        raise ConfigError(f"{name}: `run` must be a mapping of {listed(RECORDED)}, found {found}")
     return {key: value for key, value in section.items() if value is not None}
 
 
@@ -177,7 +177,7 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
         if (value := getattr(flags, flag)) is not None:
             if not 0 < value < math.inf:
                 raise ConfigError(f"--{flag.replace('_', '-')}: expected a number above 0, found {value}")
-            changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in api.check_arms(recipe, arms)})
+            changes.update({f"arms.{arm}.{field}": getattr(flags, flag) for arm in check_arms(recipe, arms)})
     if flags.columns:
         changes["data.columns"] = recipe.data.columns | column_pairs(flags.columns)
     for path, text in _pairs(flags.set or [], "--set field=value"):
@@ -247,6 +247,31 @@ def add_run_flags(parser: argparse.ArgumentParser, recipe: Recipe | None) -> Non
         metavar="FIELD=VALUE",
         help="any field of the recipe: arms.lora.lora.r=16 (repeatable)",
     )
+
+
+def add_grid_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `run` that its like (`validate`, `tune`) have no use for."""
+    cells = parser.add_argument_group("the run")
+    cells.add_argument("--output-dir", metavar="DIR", help="run folder to write; default runs/NAME")
+    cells.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="go on with the run in that folder: finished cells stay; more arms, budgets or seeds may be asked for",
+    )
+    cells.add_argument("--parallel", type=int, metavar="N", help="train N cells at once, each on a device of its own; default 1")
+    cells.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="try N settings of every arm at every budget first, and take those of the lowest validation loss",
+    )
+    cells.add_argument(
+        "--search-storage", metavar="URL", help="database of the trials, which several machines may share; default a file of the run folder"
+    )
+    cells.add_argument("--tracker", metavar="T", help=f"log every training to {listed(TRACKERS)}, whichever is installed; default none")
+    cells.add_argument("--private-data", action="store_true", default=None, help="write no text or image of the data into the run folder")
+    cells.add_argument("--json", action="store_true", help="print the comparison as JSON instead of a table")
 
 
 def _needed_from_hub(recipe: Recipe) -> list[str]:

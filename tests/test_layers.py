@@ -13,6 +13,7 @@ ORDER = [
     "task_configs",
     "recipe",
     "recipe_files",
+    "run_settings",
     "data",
     "tasks",
     "models",

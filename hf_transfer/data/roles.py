@@ -4,13 +4,12 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from hf_transfer.errors import DataError, listed
-
-Budget = int | Literal["all"]
+from hf_transfer.run_settings import Budget
 
 MIN_PLAIN_ROWS = 10
 """The smallest budget of rows without a class of their own."""

@@ -1,35 +1,86 @@
 """One cell of a run: an arm trained on one budget with one seed, validated, tested once, saved."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hf_transfer.data.hub import EMBEDDED, is_local_dataset
-from hf_transfer.data.roles import Budget
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evidence.arms import build_arm
-from hf_transfer.evidence.cached_prefix import reading_cached
+from hf_transfer.evidence.cached_prefix import Reading, reading_cached
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
-from hf_transfer.evidence.study import Study
+from hf_transfer.evidence.study import Rows, Study
 from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
+from hf_transfer.recipe import Arm
+from hf_transfer.run_settings import Budget
 from hf_transfer.training.device import peak_memory_bytes, reset_peak_memory
+from hf_transfer.training.loop import Training
 
 
-def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainedArm:
+    """An arm's model after its training, and what it was read and measured with."""
+
+    model: nn.Module
+    training: Training
+    validation: dict[str, Any]
+    """Its metrics on the validation rows."""
+    reading: Reading
+    """Its rows: those that train, those that validate, and what else was asked for."""
+    trainable_parameters: int
+    total_parameters: int
+    frozen_unused: list[str]
+
+
+@contextmanager
+def trained(
+    study: Study, arm: Arm, train_rows: Rows, validation_rows: Rows, more_rows: Sequence[Rows], seed: int, title: str
+) -> Iterator[TrainedArm]:
+    """Build an arm's model, train and validate it; what is read from the cache can be until the block ends.
+
+    Args:
+        study: What the cells share.
+        arm: Its settings.
+        train_rows: That train.
+        validation_rows: That choose the state kept.
+        more_rows: Others that the model will be measured on.
+        seed: Draws new parameters, order, augmentation and dropout.
+        title: Of the progress bar.
+
+    Raises:
+        TrainingError: The loss became no number.
+    """
+    accelerator = study.accelerator
+    reset_peak_memory(accelerator)
+    model = build_arm(study.architecture, arm, seed, study.task.PEFT_TASK_TYPE)
+    unused = freeze_unused(model, study.collate(train_rows.layout.windows[:1]))
+    counts = count_parameters(model)
+    model.to(accelerator.device)
+    with reading_cached(study, model, arm, [train_rows, validation_rows, *more_rows], title) as reading:
+        done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title)
+        validation, _ = evaluate(reading.study, model, reading.rows[1])
+        yield TrainedArm(model, done, validation, reading, *counts, unused)
+    accelerator.free_memory()
+
+
+def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, folder: Path) -> dict[str, Any]:
     """Train, choose by validation, read test once, and write the cell's folder; `result.json` comes last and marks it whole.
 
     Args:
         study: What the cells share.
         arm_name: Arm of the recipe.
+        arm: Its settings: the recipe's, or those that a search chose.
         budget: Rows, or "all".
         seed: Draws rows, new parameters, order and dropout.
         folder: Where the cell is written, by the main process.
@@ -41,20 +92,14 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         TrainingError: The loss became no number.
     """
     started = time.perf_counter()
-    accelerator, arm = study.accelerator, study.recipe.arms[arm_name]
-    reset_peak_memory(accelerator)
+    accelerator = study.accelerator
     train_rows, validation_rows = study.draw(budget, seed)
-    model = build_arm(study.architecture, arm, seed, study.task.PEFT_TASK_TYPE)
-    unused = freeze_unused(model, study.collate(train_rows.layout.windows[:1]))
-    trainable_parameters, total_parameters = count_parameters(model)
-    model.to(accelerator.device)
     title = f"{arm_name}  budget {budget}  seed {seed}"
-    with reading_cached(study, model, arm, [train_rows, validation_rows, study.test], title) as reading:
-        done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title)
-        validation_metrics, _ = evaluate(reading.study, model, reading.rows[1])
-        test_metrics, predicted = evaluate(reading.study, model, reading.rows[2])
+    with trained(study, arm, train_rows, validation_rows, [study.test], seed, title) as found:
+        test_metrics, predicted = evaluate(found.reading.study, found.model, found.reading.rows[2])
+    done = found.training
     chain = study.architecture.checkpoint.chain if arm.init == "pretrained" else []
-    chain = [*chain, _describe_step(study, arm_name, budget, seed, len(train_rows))]
+    chain = [*chain, _describe_step(study, arm_name, arm, budget, seed, len(train_rows))]
     result = {
         "arm": arm_name,
         "init": arm.init,
@@ -63,27 +108,27 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "budget": budget,
         "checkpoint": study.recipe.checkpoint,
         "dataset": study.recipe.data.source,
-        "metrics": {"validation": validation_metrics, "test": test_metrics},
+        "metrics": {"validation": found.validation, "test": test_metrics},
         "settings": asdict(arm),
         "chain": chain,
         "cost": {
             "wall_seconds": time.perf_counter() - started,
             "train_seconds": done.train_seconds,
             "wait_seconds": done.wait_seconds,
-            "cache_seconds": reading.seconds,
+            "cache_seconds": found.reading.seconds,
             "updates": done.updates,
             "rows_seen": done.rows_seen,
             "tokens_seen": done.tokens_seen,
             "peak_memory_bytes": peak_memory_bytes(accelerator),
-            "trainable_parameters": trainable_parameters,
-            "total_parameters": total_parameters,
+            "trainable_parameters": found.trainable_parameters,
+            "total_parameters": found.total_parameters,
         },
         "out_of_memory": done.out_of_memory,
         "history": done.history,
         "stopped": done.stopped,
         "best_epoch": done.best_epoch,
-        "frozen_blocks": reading.frozen_blocks,
-        "frozen_unused": unused,
+        "frozen_blocks": found.reading.frozen_blocks,
+        "frozen_unused": found.frozen_unused,
         "resumed_from": [],
         "data": {
             "train_rows": len(train_rows),
@@ -96,16 +141,14 @@ def run_cell(study: Study, arm_name: str, budget: Budget, seed: int, folder: Pat
         "environment": describe_environment(accelerator),
     }
     if accelerator.is_main_process:
-        _write_cell(study, accelerator.unwrap_model(model, keep_fp32_wrapper=False), predicted, result, folder)
+        _write_cell(study, accelerator.unwrap_model(found.model, keep_fp32_wrapper=False), predicted, result, folder)
     accelerator.wait_for_everyone()
-    accelerator.free_memory()
     return result
 
 
-def _describe_step(study: Study, arm_name: str, budget: Budget, seed: int, num_rows: int) -> dict[str, Any]:
+def _describe_step(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, num_rows: int) -> dict[str, Any]:
     """Give this training as a link of a chain: from what, on what, how; no path of the machine."""
     recipe, checkpoint = study.recipe, study.architecture.checkpoint
-    arm = recipe.arms[arm_name]
     source = str(recipe.data.source)
     is_path = is_local_dataset(source) and not source.startswith(EMBEDDED)
     is_pretrained = arm.init == "pretrained"

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.data.roles import Budget
 from hf_transfer.evaluation.metrics import Metrics
 from hf_transfer.evidence.predictions import read_predictions
 from hf_transfer.evidence.statistics import Estimate, estimate, holm, resample_metrics
 from hf_transfer.files import PREDICTIONS_FILE, RESULT_FILE, cell_folder, read_json
+from hf_transfer.run_settings import Budget
 
 VERDICT_LEVEL = 0.05
 

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,19 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hf_transfer.data.roles import Budget
 from hf_transfer.errors import RunFolderError
 from hf_transfer.evidence.cell import run_cell
 from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, cell_folder, claim_run_folder, write_json, write_text
 from hf_transfer.recipe import Recipe
+from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
 
 
 def run_grid(
     recipe: Recipe,
-    arms: Sequence[str],
-    budgets: Sequence[Budget],
-    seeds: Sequence[int],
-    max_test_rows: int | None,
+    settings: RunSettings,
     output_dir: Path,
     local_files_only: bool = False,
 ) -> None:
@@ -33,10 +30,7 @@ def run_grid(
 
     Args:
         recipe: What to train.
-        arms: Names of arms of the recipe.
-        budgets: Rows, or "all".
-        seeds: One training each.
-        max_test_rows: Sample size of the test rows, None = all.
+        settings: Which cells, and how.
         output_dir: The run folder; must hold nothing yet.
         local_files_only: Take Hub ids from the cache.
 
@@ -44,19 +38,19 @@ def run_grid(
         TransferError: A mistake in recipe, data, checkpoint or folder, or a training that cannot go on.
     """
     accelerator = make_accelerator(recipe.training.precision)
-    study = prepare_study(recipe, arms, budgets, seeds, accelerator, max_test_rows, local_files_only)
+    arms, budgets, seeds = settings.arms, settings.budgets, settings.seeds
+    study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only)
     _claim(output_dir, accelerator)
     if accelerator.is_main_process:
-        run = {"arms": list(arms), "budgets": list(budgets), "seeds": list(seeds), "max_test_rows": max_test_rows}
         write_text(
             output_dir / RECIPE_FILE,
-            yaml.safe_dump(study.recipe.to_dict() | {"run": run}, sort_keys=False, allow_unicode=True),
+            yaml.safe_dump(study.recipe.to_dict() | {"run": settings.recorded()}, sort_keys=False, allow_unicode=True),
         )
         _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
     accelerator.wait_for_everyone()
     cells = list(itertools.product(budgets, seeds, arms))
     for number, (budget, seed, arm) in enumerate(cells, 1):
-        result = run_cell(study, arm, budget, seed, cell_folder(output_dir, arm, budget, seed))
+        result = run_cell(study, arm, study.recipe.arms[arm], budget, seed, cell_folder(output_dir, arm, budget, seed))
         if accelerator.is_main_process:
             _say(_describe_cell(result, study.metrics.names[0], number, len(cells)))
     if accelerator.is_main_process:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hf_transfer.data.roles import Budget
 from hf_transfer.errors import ConfigError
 from hf_transfer.evidence.arms import build_arm, check_arm
 from hf_transfer.evidence.environment import describe_environment
@@ -17,6 +16,7 @@ from hf_transfer.models.build import count_parameters
 from hf_transfer.models.cpu_kernels import sparse_gradients
 from hf_transfer.models.tuning import freeze_unused, prepare_blocks, set_training_mode, trainable_batch_norms
 from hf_transfer.recipe import Recipe
+from hf_transfer.run_settings import Budget
 from hf_transfer.training.accumulation import accumulate
 from hf_transfer.training.batches import read_update
 from hf_transfer.training.device import make_accelerator

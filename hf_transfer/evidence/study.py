@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from hf_transfer.data.roles import Budget, Corpus, Examples, check_budget, draw, fix_test
+from hf_transfer.data.roles import Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_source
 from hf_transfer.errors import ConfigError, first_line
 from hf_transfer.evaluation.metrics import METRICS, Metrics
@@ -20,6 +20,7 @@ from hf_transfer.models.build import Architecture, build_model, inspect, same_la
 from hf_transfer.models.saved import open_base
 from hf_transfer.models.tuning import trainable_batch_norms
 from hf_transfer.recipe import Recipe
+from hf_transfer.run_settings import Budget
 from hf_transfer.task_configs import Task
 from hf_transfer.tasks import functions_of
 from hf_transfer.tasks.items import EncodedRow, Layout, lay_out

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.data.roles import Budget
 from hf_transfer.evidence.arms import build_arm, estimate_arm
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.models.build import count_parameters
@@ -15,6 +14,7 @@ from hf_transfer.models.memory import MemoryEstimate
 from hf_transfer.models.pooling import read_pooling
 from hf_transfer.models.tuning import trainable_batch_norms
 from hf_transfer.recipe import Arm, Recipe
+from hf_transfer.run_settings import Budget
 from hf_transfer.training.device import device_memory_bytes, make_accelerator, process_memory_bytes
 
 INPUTS_SAMPLE = 2000

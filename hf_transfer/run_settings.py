@@ -1,0 +1,131 @@
+"""Which cells of a recipe a run trains, and how it goes about it: what is asked for beside the recipe itself."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_transfer.errors import ConfigError, did_you_mean, listed
+from hf_transfer.recipe import DEFAULT_ARMS, Recipe
+
+Budget = int | Literal["all"]
+"""Labelled rows an arm may use, training and validation together."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+RECORDED = ("arms", "budgets", "seeds", "max_test_rows", "search", "private_data")
+"""Settings that decide what a run finds or shows: the `run` section of its recipe.yaml, and of a config file."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Which cells of a recipe a run trains, and how it goes about it; from `check_settings`."""
+
+    arms: list[str]
+    budgets: list[Budget]
+    seeds: list[int]
+    max_test_rows: int | None = None
+    """Sample size of the test rows, None = all."""
+    search: int | None = None
+    """Trials that every arm gets at every budget to find its hyperparameters, None = those of the recipe stand."""
+    search_storage: str | None = None
+    """URL of a database that the trials are kept in, None = a file of the run folder."""
+    parallel: int = 1
+    """Cells trained at once, one device each."""
+    tracker: str | None = None
+    """One of `TRACKERS`, None = none."""
+    private_data: bool = False
+    """Write no text or image of the data into the run folder."""
+    resume: bool = False
+    """Go on with what the run folder holds."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Give the `run` section of recipe.yaml."""
+        return {name: getattr(self, name) for name in RECORDED}
+
+
+def check_settings(
+    recipe: Recipe,
+    arms: Sequence[str] | None = None,
+    budgets: Sequence[int | str] = ("all",),
+    seeds: Sequence[int] = (0,),
+    max_test_rows: int | None = None,
+    *,
+    search: int | None = None,
+    search_storage: str | None = None,
+    parallel: int = 1,
+    tracker: str | None = None,
+    private_data: bool = False,
+    resume: bool = False,
+) -> RunSettings:
+    """Check what is asked for; arms, budgets and seeds come once each.
+
+    Raises:
+        ConfigError: A value cannot be meant.
+    """
+    checked_arms = check_arms(recipe, arms)
+    for name, number in (("max_test_rows", max_test_rows), ("search", search), ("parallel", parallel)):
+        # True and False are whole numbers to Python.
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            raise ConfigError(f"{name} must be a number of at least 1, found {number!r}")
+    if search_storage is not None and search is None:
+        raise ConfigError("search_storage keeps the trials of a search, and none is asked for: give search (--search N), too")
+    if tracker is not None and tracker not in TRACKERS:
+        raise ConfigError(f"no tracker '{tracker}', there are {listed(TRACKERS)}{did_you_mean(str(tracker), TRACKERS)}")
+    for name, flag in (("private_data", private_data), ("resume", resume)):
+        if not isinstance(flag, bool):
+            raise ConfigError(f"{name} must be true or false, found {flag!r}")
+    return RunSettings(
+        checked_arms,
+        _check_budgets(budgets),
+        _check_seeds(seeds),
+        max_test_rows,
+        search,
+        search_storage,
+        parallel,
+        tracker,
+        private_data,
+        resume,
+    )
+
+
+def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
+    """Give the arms a run trains: those named, or the four standard ones as far as the recipe has them.
+
+    Raises:
+        ConfigError: The recipe has no such arm.
+    """
+    if arms is None:
+        return [name for name in DEFAULT_ARMS if name in recipe.arms] or list(recipe.arms)
+    named = _listed("arms", arms)
+    for name in named:
+        if not isinstance(name, str) or name not in recipe.arms:
+            raise ConfigError(
+                f"recipe {recipe.name} has no arm '{name}', it has {listed(recipe.arms)}{did_you_mean(str(name), recipe.arms)}"
+            )
+    return list(dict.fromkeys(named))
+
+
+def _check_budgets(budgets: Sequence[int | str]) -> list[Budget]:
+    checked: list[Budget] = []
+    for budget in _listed("budgets", budgets):
+        if budget == "all":
+            checked.append("all")
+        elif str(budget).isdecimal() and int(budget) > 0:
+            checked.append(int(budget))
+        else:
+            raise ConfigError(f"a budget is a number of rows above 0, or 'all', found {budget!r}")
+    return list(dict.fromkeys(checked))
+
+
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    checked = []
+    for seed in _listed("seeds", seeds):
+        if not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**32:
+            raise ConfigError(f"a seed is a whole number from 0 to {2**32 - 1}, found {seed!r}")
+        checked.append(int(seed))
+    return list(dict.fromkeys(checked))
+
+
+def _listed(what: str, values: Any) -> list[Any]:
+    """Refuse what is no list of at least one value: a single word would be read letter by letter."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (found := list(values)):
+        raise ConfigError(f"{what} must be a list of one or more, found {values!r}")
+    return found
