@@ -152,10 +152,10 @@ def test_a_row_without_text(run: Run, tmp_path: Path, tiny_bert: Path, missing: 
         ("{budgets: 128}", "budgets must be a list of one or more, found 128"),
         ("{max_test_rows: x}", "max_test_rows must be a number of at least 1, found 'x'"),
         ("{arms: [[1]]}", "recipe newsgroups has no arm '[1]'"),
-        ("{arm: [full]}", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found arm"),
-        ("[arms]", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found ['arms']"),
-        ("5", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found 5"),
-        ("true", "`run` must be a mapping of arms, budgets, max_test_rows, seeds, found True"),
+        ("{arm: [full]}", "`run` must be a mapping of arms, budgets, seeds, max_test_rows, search, private_data, found arm"),
+        ("[arms]", "`run` must be a mapping of arms, budgets, seeds, max_test_rows, search, private_data, found ['arms']"),
+        ("5", "`run` must be a mapping of arms, budgets, seeds, max_test_rows, search, private_data, found 5"),
+        ("true", "`run` must be a mapping of arms, budgets, seeds, max_test_rows, search, private_data, found True"),
     ],
 )
 def test_a_bad_run_section(run: Run, tmp_path: Path, section: str, message: str) -> None:

@@ -60,7 +60,14 @@ def test_the_run_folder_is_the_contract(comparison: ht.Comparison, recipe: ht.Re
     for cell in cells(comparison):
         assert {path.name for path in cell.iterdir()} == {"result.json", "predictions.parquet", "model"}
     resolved = yaml.safe_load((comparison.folder / "recipe.yaml").read_text())
-    assert resolved.pop("run") == {"arms": list(ARMS), "budgets": BUDGETS, "seeds": SEEDS, "max_test_rows": None}
+    assert resolved.pop("run") == {
+        "arms": list(ARMS),
+        "budgets": BUDGETS,
+        "seeds": SEEDS,
+        "max_test_rows": None,
+        "search": None,
+        "private_data": False,
+    }
     assert ht.Recipe.from_dict(resolved) == recipe.override({"training.micro_batch_tokens": 1024})
 
 
