@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from hf_transfer.checked import Fraction, Given, NonNegative, Probability, config
 from hf_transfer.errors import did_you_mean, listed
 
+DOCUMENT = "document"
+"""Role of every task, optional: rows of one document are no independent draws."""
+
 
 @config
 class TextClassification:
@@ -36,7 +39,7 @@ class TextClassification:
     @property
     def roles(self) -> tuple[str, ...]:
         """Every role there is, optional ones too."""
-        return ("text", "text_pair", "label", "label_name")
+        return ("text", "text_pair", "label", "label_name", DOCUMENT)
 
 
 @config
@@ -67,7 +70,7 @@ class TokenClassification:
     @property
     def roles(self) -> tuple[str, ...]:
         """Every role there is."""
-        return ("tokens", "ner_tags", "text", "spans")
+        return ("tokens", "ner_tags", "text", "spans", DOCUMENT)
 
     def __post_init__(self) -> None:
         if (self.text is None) != (self.spans is None):
@@ -144,7 +147,7 @@ class ImageClassification:
     @property
     def roles(self) -> tuple[str, ...]:
         """Every role there is."""
-        return ("image", "label", "label_name")
+        return ("image", "label", "label_name", DOCUMENT)
 
 
 TASKS: dict[str, type[Any]] = {

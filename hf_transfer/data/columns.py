@@ -3,10 +3,13 @@
 `datasets` takes a third of a second to import and is imported where a dataset is read: a model that predicts needs none of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_transfer.errors import DataError, did_you_mean, listed
+from hf_transfer.task_configs import DOCUMENT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +40,27 @@ def select_roles(splits: Mapping[str, "Dataset"], columns: Mapping[str, str], op
             )
         selected[split] = dataset.select_columns(list(found.values())).rename_columns({column: role for role, column in found.items()})
     return selected
+
+
+def read_documents(splits: Mapping[str, "Dataset"], column: str | None, other_columns: Collection[str]) -> dict[str, np.ndarray]:
+    """Give, for each split that has such a column, the number of each row's document, (B,): rows of one are no independent draws.
+
+    Args:
+        splits: Split -> dataset.
+        column: Named for the role `document`; None takes a column called so where there is one, as CoNLL files with `-DOCSTART-` have.
+        other_columns: Those that play another role.
+
+    Raises:
+        DataError: No split has the column that was named.
+    """
+    name = DOCUMENT if column is None else column
+    if column is None and name in other_columns:
+        return {}
+    found = {split: dataset[name][:] for split, dataset in splits.items() if name in dataset.column_names}
+    if column is not None and not found:
+        names = splits["train"].column_names
+        raise DataError(f"the data has no column '{name}' (the document); it has {listed(names)}{did_you_mean(name, names)}")
+    return {split: np.unique([str(value) for value in values], return_inverse=True)[1] for split, values in found.items()}
 
 
 def is_class_label(feature: Any) -> bool:

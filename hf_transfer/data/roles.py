@@ -30,12 +30,26 @@ class Examples:
     strata: np.ndarray
     """(B,) int64: the class a row is drawn by; all 0 where rows have none of their own, which draws plainly."""
 
+    documents: np.ndarray | None = None
+    """(B,) int64: the document a row is from, where the data says so."""
+
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    @property
+    def clusters(self) -> np.ndarray:
+        """(B,) int64: rows that are no independent draws hold the same number, those of one document, or else of equal inputs."""
+        if self.documents is not None:
+            return self.documents
+        first: dict[Any, int] = {}
+        return np.array([first.setdefault(value, len(first)) for value in self.inputs], dtype=np.int64)
+
     def take(self, index: np.ndarray) -> "Examples":
         """Give the rows at positions `index`, in that order."""
-        return Examples(self.row_ids[index], [self.inputs[i] for i in index], [self.labels[i] for i in index], self.strata[index])
+        documents = None if self.documents is None else self.documents[index]
+        return Examples(
+            self.row_ids[index], [self.inputs[i] for i in index], [self.labels[i] for i in index], self.strata[index], documents
+        )
 
 
 @dataclass(frozen=True)

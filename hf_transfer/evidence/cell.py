@@ -180,5 +180,7 @@ def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: 
         chain=result["chain"],
     )
     save_model(model, checkpoint.processor, sidecar, folder / MODEL_FOLDER)
-    write_predictions(folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, as_lists=study.task.MANY_ITEMS)
+    write_predictions(
+        folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, study.test.examples.clusters, as_lists=study.task.MANY_ITEMS
+    )
     write_json(folder / RESULT_FILE, result)

@@ -55,7 +55,7 @@ def run_grid(
             _say(_describe_cell(result, study.metrics.names[0], number, len(cells)))
     if accelerator.is_main_process:
         finished = read_cells(output_dir, arms, budgets, seeds, study.metrics, study.labels)
-        write_json(output_dir / COMPARISON_FILE, compare(finished, study.metrics.names))
+        write_json(output_dir / COMPARISON_FILE, compare(finished, study.recipe.task.kind, study.metrics.names, study.labels))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -11,29 +11,33 @@ from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.files import atomic_file
 
 
-def write_predictions(path: Path, row_ids: np.ndarray, predicted: Predictions, as_lists: bool) -> None:
-    """Write `row_id`, `reference`, `prediction` and `probabilities`, a row each; lists over words where rows have several items."""
+def write_predictions(path: Path, row_ids: np.ndarray, predicted: Predictions, clusters: np.ndarray, as_lists: bool) -> None:
+    """Write `row_id`, `reference`, `prediction`, `probabilities` and `cluster`, a row each; lists over words where rows have several items.
+
+    Rows of one cluster, which are no independent draws, hold the same number.
+    """
     probabilities = pa.FixedSizeListArray.from_arrays(pa.array(predicted.probabilities.ravel()), len(predicted.labels))
     columns = {"reference": pa.array(predicted.references), "prediction": pa.array(predicted.predictions), "probabilities": probabilities}
     if as_lists:
         offsets = pa.array(predicted.first_item.astype(np.int32))
         columns = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
     with atomic_file(path) as temporary:
-        pq.write_table(pa.table({"row_id": row_ids, **columns}), temporary)
+        pq.write_table(pa.table({"row_id": row_ids, **columns, "cluster": clusters}), temporary)
 
 
-def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
-    """Read what `write_predictions` wrote, its items in one count."""
+def read_predictions(path: Path, labels: Sequence[str]) -> tuple[Predictions, np.ndarray]:
+    """Read what `write_predictions` wrote, its items in one count; and the cluster of each row, (B,)."""
     table = pq.read_table(path).combine_chunks()
     columns = {name: table[name].combine_chunks() for name in ("reference", "prediction", "probabilities")}
     first_item = np.arange(table.num_rows + 1)
     if pa.types.is_list(columns["reference"].type):
         first_item = np.concatenate([[0], np.cumsum(columns["reference"].value_lengths().to_numpy())]).astype(np.int64)
         columns = {name: column.flatten() for name, column in columns.items()}
-    return Predictions(
+    predicted = Predictions(
         labels,
         columns["reference"].to_numpy(),
         columns["prediction"].to_numpy(),
         columns["probabilities"].flatten().to_numpy().reshape(-1, len(labels)),
         first_item,
     )
+    return predicted, table["cluster"].to_numpy()

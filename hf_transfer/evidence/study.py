@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from hf_transfer.data.columns import read_documents
 from hf_transfer.data.roles import Corpus, Examples, check_budget, draw, fix_test
 from hf_transfer.data.sources import load_source
 from hf_transfer.errors import ConfigError, first_line
@@ -21,7 +22,7 @@ from hf_transfer.models.saved import open_base
 from hf_transfer.models.tuning import trainable_batch_norms
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import Budget
-from hf_transfer.task_configs import Task
+from hf_transfer.task_configs import DOCUMENT, Task
 from hf_transfer.tasks import functions_of
 from hf_transfer.tasks.items import EncodedRow, Layout, lay_out
 from hf_transfer.tasks.token_cache import encode_cached
@@ -130,8 +131,11 @@ def prepare_study(
     checkpoint = open_base(recipe.checkpoint, task.load_processor, local_files_only)
     task.check_reach(checkpoint.processor, checkpoint.config, recipe.task, checkpoint.name)
     source = load_source(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
-    columns = task.choose_columns(recipe.columns, source.splits["train"].column_names, recipe.task)
+    named = {role: column for role, column in recipe.columns.items() if role != DOCUMENT}
+    columns = task.choose_columns(named, source.splits["train"].column_names, recipe.task)
     labels, examples = task.read(source, columns, recipe.data.label_names, recipe.task)
+    documents = read_documents(source.splits, recipe.columns.get(DOCUMENT), columns.values())
+    examples = {split: found and replace(found, documents=documents.get(split)) for split, found in examples.items()}
     recipe = _with_columns(recipe, columns)
     if isinstance(recipe.training.class_weights, dict):
         task.weights_by_class(recipe.training.class_weights, labels)

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from datasets import Dataset
 
+from hf_transfer.data.columns import read_documents
 from hf_transfer.data.roles import Corpus, Examples, check_budget, check_classes, draw, fix_test
 from hf_transfer.errors import DataError
 
@@ -161,3 +165,24 @@ def test_the_overlap_does_not_depend_on_the_sample() -> None:
 def test_no_test_row_is_refused() -> None:
     with pytest.raises(DataError, match="no test row"):
         fix_test({"train": examples([0, 0, 1, 1], ["a", "a", "b", "b"])})
+
+
+def test_equal_inputs_are_one_cluster_and_so_are_the_rows_of_a_document() -> None:
+    rows = examples([0, 1, 0, 1], ["a", "b", "a", ""])
+    assert rows.clusters.tolist() == [0, 1, 0, 2]
+    of_documents = replace(rows, documents=np.array([7, 7, 8, 8]))
+    assert of_documents.clusters.tolist() == [7, 7, 8, 8], "the same sentence in two documents does not join them"
+    assert of_documents.take(np.array([3, 0])).clusters.tolist() == [8, 7]
+
+
+def test_documents_are_found_by_their_column() -> None:
+    rows = Dataset.from_dict({"text": ["x", "y", "z"], "doc": ["b", "a", "b"], "document": [1, 1, 2]})
+    splits = {"train": rows, "test": rows.remove_columns("doc")}
+    assert {split: found.tolist() for split, found in read_documents(splits, None, ["text"]).items()} == {
+        "train": [0, 0, 1],
+        "test": [0, 0, 1],
+    }
+    assert {split: found.tolist() for split, found in read_documents(splits, "doc", ["text"]).items()} == {"train": [1, 0, 1]}
+    assert read_documents(splits, None, ["document"]) == {}, "the column is the text itself"
+    with pytest.raises(DataError, match=r"no column 'docs' \(the document\); it has text, doc, document; did you mean 'doc'"):
+        read_documents(splits, "docs", ["text"])

@@ -1,5 +1,6 @@
 """Comparison and recommendation on made-up cells, one rule at a time."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,15 @@ from hf_transfer.evidence.comparison import Cell, compare, recommend
 from hf_transfer.evidence.table import render_table
 
 METRICS = ("accuracy", "f1_macro", "mcc", "ece")
+DATA = {"train_rows": 80, "validation_rows": 20, "test_rows": 1000}
 
 
 def cell(
     accuracy: float = 0.5, loss: float = 1.0, error: float | None = 0.1, trained: int = 100, updates: int = 10, seed: int = 0, **result: Any
 ) -> Cell:
-    spread = np.random.default_rng(0).normal(0, 0.01, 2000)
+    # Each row adds the metric and what differs from row to row, the less the worse the arm.
+    spread = np.random.default_rng(0).normal(0, 0.5, 1000)
+    spread -= spread.mean()
     return Cell(
         {
             "init": "pretrained",
@@ -25,6 +29,8 @@ def cell(
                 "validation": {"loss": loss, "loss_standard_error": error},
             },
             "cost": {"trainable_parameters": trained, "updates": updates, "wall_seconds": 3.0},
+            "history": [{"update": 5 * epoch, "validation": dict.fromkeys(METRICS, accuracy * epoch / 3)} for epoch in (1, 2, 3)],
+            "data": DATA,
         }
         | result,
         dict.fromkeys(METRICS, accuracy + spread * accuracy),
@@ -32,7 +38,14 @@ def cell(
 
 
 SCRATCH = {"init": "scratch"}
-DATA = {"train_rows": 80, "validation_rows": 20, "test_rows": 1000}
+
+
+def compared(cells: dict[Any, Any], failed: Any = ()) -> dict[str, Any]:
+    return compare(cells, "text-classification", METRICS, ["a", "b"], failed)
+
+
+def budget_of(num_rows: int) -> dict[str, int]:
+    return {"train_rows": num_rows - num_rows // 5, "validation_rows": num_rows // 5, "test_rows": 1000}
 
 
 def test_verdicts_and_their_family() -> None:
@@ -44,7 +57,7 @@ def test_verdicts_and_their_family() -> None:
         ("scratch", "all"): [cell(0.5, **SCRATCH)],
         ("good", "all"): [cell(0.9)],
     }
-    gains = [gain for gain in compare(cells, METRICS)["gains"] if gain["metric"] == "accuracy"]
+    gains = [gain for gain in compared(cells)["gains"] if gain["metric"] == "accuracy"]
     assert [(gain["arm"], gain["budget"], gain["verdict"]) for gain in gains] == [
         ("good", 100, "helps"),
         ("same", 100, "no evidence"),
@@ -52,14 +65,57 @@ def test_verdicts_and_their_family() -> None:
         ("good", "all", "helps"),
     ]
     # Four gains are one family over arms and budgets: the smallest p-value counts four times.
-    assert gains[0]["p_value"] == pytest.approx(2 / 2001)
-    assert gains[0]["p_adjusted"] == pytest.approx(8 / 2001)
+    in_order = sorted(gain["p_value"] for gain in gains)
+    assert min(gain["p_adjusted"] for gain in gains) == pytest.approx(4 * in_order[0])
     assert {gain["scope"] for gain in gains} == {"rows"}
+    assert all(gain["minimum_detectable"] > 0 for gain in gains)
+    others = [gain for gain in compared(cells)["gains"] if gain["metric"] != "accuracy"]
+    assert {(gain["p_adjusted"], gain["verdict"], gain["minimum_detectable"]) for gain in others} == {(None, None, None)}
+
+
+def test_two_arms_are_compared_on_the_seeds_both_have() -> None:
+    cells = {
+        ("scratch", 100): [cell(0.5, seed=0, **SCRATCH), cell(0.1, seed=1, **SCRATCH), cell(0.6, seed=2, **SCRATCH)],
+        ("lora", 100): [cell(0.7, seed=2), cell(0.9, seed=0)],
+        ("full", 100): [cell(0.7, seed=7)],
+    }
+    found = compared(cells, [{"arm": "lora", "budget": 100, "seed": 1, "error": "the loss is no number"}])
+    (gain,) = [gain for gain in found["gains"] if gain["metric"] == "accuracy"]
+    assert (gain["arm"], gain["delta"]) == ("lora", pytest.approx((0.4 + 0.1) / 2))
+    assert {entry["arm"]: entry["num_seeds"] for entry in found["arms"]} == {"scratch": 3, "lora": 2, "full": 1}
+    assert [entry["error"] for entry in found["failed"]] == ["the loss is no number"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_how_many_labels_an_arm_is_worth() -> None:
+    cells = {
+        (arm, budget): [cell(score, data=budget_of(rows), **(SCRATCH if arm == "scratch" else {}))]
+        for arm, scores in {"scratch": (0.2, 0.4, 0.6), "lora": (0.1, 0.5, 0.9)}.items()
+        for budget, rows, score in zip((100, 400, "all"), (100, 400, 1600), scores, strict=True)
+    }
+    found = {entry["budget"]: entry for entry in compared(cells)["label_efficiency"]}
+    assert [found[budget]["matched"] for budget in (100, 400, "all")] == ["exceeded at once", "reached", "not reached"]
+    # Half way from 0.4 to 0.6 is half way from 400 to 1,600 on a logarithmic axis.
+    assert (found[400]["baseline_rows"], found[400]["ratio"]) == (pytest.approx(800), pytest.approx(2))
+    assert found[400]["ratio_by_seed"] == [pytest.approx(2)]
+    assert [entry["num_rows"] for entry in found.values()] == [100, 400, 1600]
+
+
+def test_one_budget_says_nothing_of_labels() -> None:
+    assert compared({("scratch", 100): [cell(**SCRATCH)], ("lora", 100): [cell(0.9)]})["label_efficiency"] == []
+
+
+def test_how_much_sooner_an_arm_is_as_good() -> None:
+    cells = {("scratch", 100): [cell(0.6, **SCRATCH)], ("lora", 100): [cell(0.9)], ("head", 100): [cell(0.3)]}
+    found = {
+        entry["arm"]: (entry["updates"], entry["baseline_updates"], entry["num_reached"]) for entry in compared(cells)["training_speed"]
+    }
+    assert found == {"lora": (10.0, 15.0, 1), "head": (None, 15.0, 0)}
 
 
 def test_the_baseline_is_the_arm_trained_whole_from_scratch() -> None:
     def baselines(cells: dict[Any, Any]) -> set[str]:
-        return {gain["baseline"] for gain in compare(cells, METRICS)["gains"]}
+        return {gain["baseline"] for gain in compared(cells)["gains"]}
 
     assert baselines({("a", 1): [cell()], ("b", 1): [cell()]}) == set()
     assert baselines({("zero", 1): [cell(**SCRATCH)], ("b", 1): [cell()]}) == {"zero"}
@@ -100,9 +156,9 @@ def test_the_recommendation(cells: dict[Any, Any], arm: str, seed: int) -> None:
 
 
 def test_the_table_aligns_numbers_right_and_words_left() -> None:
-    cells = {("lora", 100): [cell(0.9, data=DATA)], ("zero", 100): [cell(0.5, data=DATA, **SCRATCH)]}
+    cells = {("lora", 100): [cell(0.9)], ("zero", 100): [cell(0.5, **SCRATCH)]}
     results = [group[0].result | {"arm": arm, "budget": budget} for (arm, budget), group in cells.items()]
-    lines = render_table(compare(cells, METRICS), results).splitlines()
+    lines = render_table(compared(cells), results).splitlines()
     assert lines[0] == "budget 100: 80 rows train, 20 validate, 1,000 test; seed 0"
     header, lora, zero = lines[1:4]
     assert header.split() == ["arm", "accuracy", "[95", "%]", "gain", "over", "zero", "[95", "%]", "verdict", "trained", "updates", "time"]

@@ -84,6 +84,12 @@ def test_no_word_is_lost_and_the_scores_are_seqevals(comparison: ht.Comparison, 
     assert comparison.values["primary_metric"] == "f1"
     assert {entry["metric"] for entry in comparison.values["gains"]} == {"f1", "precision", "recall", "accuracy"}
     assert "f1" in comparison.table()
+    for gain in comparison.values["gains"]:
+        ours, theirs = (
+            json.loads((comparison.folder / arm / "budget-all" / "seed-0" / "result.json").read_text())["metrics"]["test"][gain["metric"]]
+            for arm in (gain["arm"], gain["baseline"])
+        )
+        assert gain["delta"] == pytest.approx(ours - theirs, abs=1e-9)
     full = next(entry for entry in comparison.values["arms"] if (entry["arm"], entry["metric"]) == ("full", "f1"))
     assert full["mean"] > 0.5, "something was learned"
     assert full["ci_low"] <= full["mean"] <= full["ci_high"]

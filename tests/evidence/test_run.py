@@ -121,6 +121,7 @@ def test_predictions_give_back_every_number(comparison: ht.Comparison) -> None:
         result = json.loads((cell / "result.json").read_text())
         table = pq.read_table(cell / "predictions.parquet").to_pydict()
         assert table["row_id"] == list(range(31))
+        assert len(table["cluster"]) == 31
         probabilities = np.array(table["probabilities"], dtype=np.float32)
         assert table["prediction"] == probabilities.argmax(axis=1).tolist()
         references, predictions = np.array(table["reference"]), np.array(table["prediction"])
