@@ -18,6 +18,8 @@ from hf_transfer.errors import ConfigError, RunFolderError
 
 RECIPE_FILE = "recipe.yaml"
 COMPARISON_FILE = "comparison.json"
+HYGIENE_FILE = "hygiene.json"
+EXAMPLES_FILE = "examples.json"
 RESULT_FILE = "result.json"
 PREDICTIONS_FILE = "predictions.parquet"
 MODEL_FOLDER = "model"

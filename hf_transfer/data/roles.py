@@ -109,7 +109,7 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
     tested = set(test.inputs)
     if max_test_rows is not None and max_test_rows < len(test):
         test = test.take(np.sort(np.random.default_rng(TEST_SEED).permutation(len(test))[:max_test_rows]))
-    empty = np.array([isinstance(value, (str, tuple)) and not any(value) for value in train.inputs], dtype=bool)
+    empty = np.array([is_empty(value) for value in train.inputs], dtype=bool)
     overlap = np.array([value in tested for value in train.inputs], dtype=bool) & ~empty
     keep = ~(empty | overlap) if drop_overlap else ~empty
     if not keep.any():
@@ -119,6 +119,11 @@ def fix_test(splits: dict[str, Examples | None], max_test_rows: int | None = Non
         why = "the test split has no rows" if splits.get("test") is not None else "there is one row" if len(train) == 1 else same
         raise DataError(f"no test row can be set aside: {why}; give a test split, or other rows")
     return Corpus(train.take(np.flatnonzero(keep)), validation, test, int((~keep).sum()), int(overlap.sum()), origin)
+
+
+def is_empty(value: Any) -> bool:
+    """Say whether an input holds nothing: no character, no word."""
+    return isinstance(value, (str, tuple)) and not any(value)
 
 
 def check_classes(corpus: Corpus, names: Sequence[str]) -> list[str]:

@@ -13,8 +13,19 @@ from accelerate.utils import broadcast_object_list
 from hf_transfer.errors import RunFolderError
 from hf_transfer.evidence.cell import run_cell
 from hf_transfer.evidence.comparison import compare, read_cells
+from hf_transfer.evidence.errors import describe_chosen
+from hf_transfer.evidence.hygiene import describe_data, overlap_notes
 from hf_transfer.evidence.study import Study, prepare_study
-from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, cell_folder, claim_run_folder, write_json, write_text
+from hf_transfer.files import (
+    COMPARISON_FILE,
+    EXAMPLES_FILE,
+    HYGIENE_FILE,
+    RECIPE_FILE,
+    cell_folder,
+    claim_run_folder,
+    write_json,
+    write_text,
+)
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
@@ -47,6 +58,9 @@ def run_grid(
             yaml.safe_dump(study.recipe.to_dict() | {"run": settings.recorded()}, sort_keys=False, allow_unicode=True),
         )
         _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
+        write_json(output_dir / HYGIENE_FILE, hygiene := describe_data(study, settings.private_data))
+        for note in overlap_notes(hygiene):
+            _say(f"note: {note}")
     accelerator.wait_for_everyone()
     cells = list(itertools.product(budgets, seeds, arms))
     for number, (budget, seed, arm) in enumerate(cells, 1):
@@ -55,7 +69,11 @@ def run_grid(
             _say(_describe_cell(result, study.metrics.names[0], number, len(cells)))
     if accelerator.is_main_process:
         finished = read_cells(output_dir, arms, budgets, seeds, study.metrics, study.labels)
-        write_json(output_dir / COMPARISON_FILE, compare(finished, study.recipe.task.kind, study.metrics.names, study.labels))
+        comparison = compare(finished, study.recipe.task.kind, study.metrics.names, study.labels)
+        write_json(
+            output_dir / EXAMPLES_FILE, describe_chosen(study, output_dir, comparison["recommendation"], seeds, settings.private_data)
+        )
+        write_json(output_dir / COMPARISON_FILE, comparison)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

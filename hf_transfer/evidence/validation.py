@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.evidence.arms import build_arm, estimate_arm
+from hf_transfer.evidence.hygiene import describe_data
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.memory import MemoryEstimate
@@ -52,6 +53,8 @@ class Findings:
     arms: list[ArmFindings]
     base_memory: int
     """Bytes the program takes before any training, on a CPU."""
+    hygiene: dict[str, Any]
+    """What `hygiene.json` of a run would hold."""
 
     def __str__(self) -> str:
         return "\n".join(f"{title:12}{text}" for title, text in self._lines())
@@ -74,6 +77,7 @@ class Findings:
             ("data", f"{study.recipe.data.source}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows"),
             ("", f"test rows are {corpus.test_origin}; {columns}"),
             ("", f"training rows: {empty:,} empty (dropped), {corpus.overlap_rows:,} stand in test too{' (dropped)' if drops else ''}"),
+            ("", self._hygiene_line()),
             ("labels", f"{len(study.labels)}; in training: {counted}{more}"),
             *(("", f"note: {notice}") for notice in study.notices),
             *self.inputs.lines(sample),
@@ -107,6 +111,15 @@ class Findings:
         lines.append(("memory", text))
         return lines
 
+    def _hygiene_line(self) -> str:
+        overlap, train, test = self.hygiene["overlap"], self.hygiene["splits"]["train"], self.hygiene["splits"]["test"]
+        near = "" if overlap["near_rows"] is None else f"{overlap['near_rows']:,} more nearly stand in test, "
+        conflicting = train["conflicting_rows"], test["conflicting_rows"]
+        return (
+            f"{near}{train['duplicate_rows']:,} repeat an earlier one; inputs that stand under another label too: "
+            f"{conflicting[0]:,} in training, {conflicting[1]:,} in test"
+        )
+
 
 def validate(
     recipe: Recipe,
@@ -134,6 +147,7 @@ def validate(
         train_rows={budget: (len(train), len(validation)) for budget in budgets for train, validation in [study.draw(budget, seeds[0])]},
         arms=[_arm_findings(study, name) for name in arms],
         base_memory=base_memory,
+        hygiene=describe_data(study, private=False),
     )
 
 

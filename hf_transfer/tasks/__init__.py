@@ -4,6 +4,8 @@
   `READS_FILES` (input is worth reading ahead)
 - data: `choose_columns` (the roles it fills), `read` (a source -> label names and examples), `check_labels` (enough to learn from),
   `count_labels`, `measure` (lengths or sizes, for a person)
+- one input, for a person: `show` (its `text`, `words` or `image`, a thumbnail), `to_text` (what it says, None for an image), `length_of`
+  and `LENGTH_UNIT` (how long it is, in what)
 - model input: `load_processor` (tokenizer or image processor), `encode` (inputs -> windows), `collate` (windows -> tensors), `augmenter`
   (the same at random, for training), `check_reach` and `describe_reach` (what a checkpoint can read), `probe_windows` (of the largest
   size), `describe_misfit`

@@ -1,5 +1,6 @@
 """Image classification: an image in, one of C labels out."""
 
+import base64
 import functools
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -41,6 +42,10 @@ PEFT_TASK_TYPE = None
 MANY_ITEMS = False
 READS_TEXTS_WHOLE = False
 READS_FILES = True
+LENGTH_UNIT = "pixels of the longer side"
+
+THUMBNAIL = 96
+"""Pixels of the longer side of what a person is shown."""
 
 
 def choose_columns(columns: Mapping[str, str], found: Collection[str], task: ImageClassification) -> dict[str, str]:
@@ -195,6 +200,22 @@ def measure(inputs: Sequence[Picture], processor: ImageProcessor, task: ImageCla
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     width, height = (int(np.median(sides)) for sides in zip(*sizes, strict=True))
     return Sizes((width, height), by_area[0], by_area[-1], (processor.width, processor.height))
+
+
+def to_text(value: Picture) -> None:
+    """An image says nothing that words could be compared with."""
+
+
+def show(value: Picture) -> dict[str, Any]:
+    """Give what a person looks at of an input: `image`, a thumbnail as a data URI."""
+    image = value.decode(num_channels=3)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return {"image": f"data:image/png;base64,{base64.b64encode(_encoded(image)).decode()}"}
+
+
+def length_of(value: Picture) -> int:
+    """Give the pixels of an image's longer side, before it is resized."""
+    return max(value.size)
 
 
 def to_inputs(values: Iterable[Any], task: ImageClassification) -> list[Picture]:

@@ -61,6 +61,7 @@ PEFT_TASK_TYPE = "SEQ_CLS"
 MANY_ITEMS = False
 READS_TEXTS_WHOLE = True
 READS_FILES = False
+LENGTH_UNIT = "characters"
 
 CHUNK = 1000
 """Rows tokenised at once: a text is tokenised whole before it is cut, and the tokenizer keeps a hundred bytes a token."""
@@ -142,6 +143,21 @@ def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: Tex
     """Measure texts before any is cut."""
     kept = "both ends" if task.keep == "both" else f"the {task.keep}"
     return measure_lengths(encode(tokenizer, inputs, replace(task, max_length=NO_LIMIT)), task.max_length, f"cut ({kept} kept)")
+
+
+def to_text(value: Any) -> str:
+    """Give what an input says, a pair on two lines."""
+    return value if isinstance(value, str) else "\n".join(value)
+
+
+def show(value: Any) -> dict[str, Any]:
+    """Give what a person looks at of an input: `text`."""
+    return {"text": to_text(value)}
+
+
+def length_of(value: Any) -> int:
+    """Give the characters of an input, whole."""
+    return len(value) if isinstance(value, str) else sum(map(len, value))
 
 
 def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:

@@ -44,6 +44,7 @@ PEFT_TASK_TYPE = "TOKEN_CLS"
 MANY_ITEMS = True
 READS_TEXTS_WHOLE = False
 READS_FILES = False
+LENGTH_UNIT = "words"
 
 CHUNK = 1000
 """Rows tokenised at once."""
@@ -252,6 +253,21 @@ def measure(inputs: Sequence[Any], tokenizer: PreTrainedTokenizerBase, task: Tok
     """Measure sentences before any is cut into windows."""
     uncut = encode(tokenizer, inputs, replace(task, max_length=NO_LIMIT))
     return measure_lengths(uncut, task.max_length, "read in several windows")
+
+
+def to_text(value: Sequence[str]) -> str:
+    """Give what an input says: its words, single blanks between them."""
+    return " ".join(value)
+
+
+def show(value: Sequence[str]) -> dict[str, Any]:
+    """Give what a person looks at of an input: `words`."""
+    return {"words": list(value)}
+
+
+def length_of(value: Sequence[str]) -> int:
+    """Give the words of an input."""
+    return len(value)
 
 
 def item_shares(num_items: np.ndarray, task: TokenClassification) -> np.ndarray:
