@@ -50,13 +50,14 @@ def find_conflicts(splits: Mapping[str, Examples]) -> list[Conflict]:
     return [Conflict(value, positions, _distinct_labels(splits, positions)) for value, positions in rows.items()]
 
 
-def length_edges(longest: int) -> np.ndarray:
-    """Give the edges of a histogram of lengths that run from 0 to `longest`, (E + 1,) int64.
+def length_edges(shortest: int, longest: int) -> np.ndarray:
+    """Give the edges of a histogram of lengths, (E + 1,) int64: the first at or below `shortest`, the last above `longest`.
 
     Half octaves, 0 1 2 3 4 6 8 11 16 23 ...: lengths of texts spread over powers of ten.
     """
-    num_edges = 2 + int(np.ceil(2 * np.log2(max(longest, 1) + 1)))
-    return np.unique(np.concatenate([[0], np.round(2 ** (np.arange(num_edges) / 2))])).astype(np.int64)
+    num_edges = 2 + int(np.ceil(2 * np.log2(longest + 1)))
+    edges = np.unique(np.concatenate([[0], np.round(2 ** (np.arange(num_edges) / 2))])).astype(np.int64)
+    return edges[np.searchsorted(edges, shortest, side="right") - 1 : np.searchsorted(edges, longest, side="right") + 1]
 
 
 def count_lengths(lengths: Sequence[int], edges: np.ndarray) -> list[int]:

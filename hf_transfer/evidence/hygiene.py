@@ -91,7 +91,8 @@ def measure_floors(study: Study) -> dict[str, dict[str, float]]:
 def _describe_splits(study: Study, splits: Mapping[str, Examples], conflicts: Sequence[Conflict]) -> dict[str, Any]:
     corpus, task = study.corpus, study.task
     lengths = {split: [task.length_of(value) for value in examples.inputs] for split, examples in splits.items()}
-    edges = length_edges(max(max(of_split) for of_split in lengths.values()))
+    together = [length for of_split in lengths.values() for length in of_split]
+    edges = length_edges(min(together), max(together))
     empty = {split: sum(map(is_empty, examples.inputs)) for split, examples in splits.items()}
     empty["train"] = corpus.dropped_rows - (corpus.overlap_rows if study.recipe.data.drop_overlap else 0)
     return {
