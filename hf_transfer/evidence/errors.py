@@ -67,7 +67,8 @@ def find_label_errors(predicted: Predictions) -> np.ndarray:
     """Mark the items whose label is probably wrong, by confident learning (Northcutt et al. 2021, section 3.1, https://arxiv.org/abs/1911.00068).
 
     A class's threshold is the mean probability of that class among the items labelled so. An item belongs confidently to the likeliest of
-    the classes whose threshold it reaches; where that is another than its label, and the prediction is another too, the label is suspect.
+    the classes whose threshold it reaches; where that is another than its label, and the prediction is likelier than the label, the
+    label is suspect.
 
     Args:
         predicted: Of rows the model was not trained on.
@@ -76,13 +77,14 @@ def find_label_errors(predicted: Predictions) -> np.ndarray:
         (M,) bool.
     """
     references, probabilities = predicted.references, predicted.probabilities.astype(np.float64)
+    of_label, of_prediction = (_of_items(probabilities, classes) for classes in (references, predicted.predictions))
     counts = np.bincount(references, minlength=probabilities.shape[1])
-    sums = np.bincount(references, weights=_of_items(probabilities, references), minlength=len(counts))
+    sums = np.bincount(references, weights=of_label, minlength=len(counts))
     # No item can be said to belong to a class of which none is known.
     thresholds = np.divide(sums, counts, out=np.full(len(counts), np.inf), where=counts > 0)
     reached = np.where(probabilities >= thresholds, probabilities, -1.0)
     is_confident = reached.max(axis=1, initial=-1.0) >= 0
-    return is_confident & (reached.argmax(axis=1) != references) & (predicted.predictions != references)
+    return is_confident & (reached.argmax(axis=1) != references) & (of_prediction > of_label)
 
 
 def _of_items(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
