@@ -197,3 +197,15 @@ def test_a_run_writes_it_first_and_tells_what_is_near(planted: Path, tiny_bert: 
     assert code == 0, told
     near = "1 more nearly stand in test, 2 repeat an earlier one; inputs that stand under another label too: 3 in training, 0 in test"
     assert near in out
+
+
+def test_a_private_run_writes_no_text(planted: Path, tiny_bert: Path, run: Run, tmp_path: Path) -> None:
+    words = ["--dataset", planted, "--checkpoint", tiny_bert, "--arms", "head", "--epochs", 1, "--max-length", 32, "--private-data"]
+    code, _, told = run("run", "text", *words, "--output-dir", tmp_path / "run")
+    assert code == 0, told
+    rows = [json.loads(line)["text"] for split in ("train", "test") for line in (planted / f"{split}.jsonl").read_text().splitlines()]
+    for name in (HYGIENE_FILE, EXAMPLES_FILE):
+        path = tmp_path / "run" / name
+        assert read_json(path)["private"] is True
+        assert not [text for text in rows if len(text) > 10 and text[:20] in path.read_text()]
+    assert read_json(tmp_path / "run" / EXAMPLES_FILE)["worst_errors"], "what there is to say without text is said"

@@ -56,7 +56,13 @@ def cells(comparison: ht.Comparison) -> list[Path]:
 
 
 def test_the_run_folder_is_the_contract(comparison: ht.Comparison, recipe: ht.Recipe) -> None:
-    assert {path.name for path in comparison.folder.iterdir()} == {*ARMS, "recipe.yaml", "comparison.json"}
+    assert {path.name for path in comparison.folder.iterdir()} == {
+        *ARMS,
+        "recipe.yaml",
+        "hygiene.json",
+        "examples.json",
+        "comparison.json",
+    }
     for cell in cells(comparison):
         assert {path.name for path in cell.iterdir()} == {"result.json", "predictions.parquet", "model"}
     resolved = yaml.safe_load((comparison.folder / "recipe.yaml").read_text())

@@ -117,7 +117,9 @@ def test_all_arms_on_one_process_and_the_same_updates_on_two(
     for arm in arms:
         assert f"\n  {arm} " in printed
     assert "Ship: " in printed
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*arms, "comparison.json", "recipe.yaml"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*arms, "comparison.json", "examples.json", "hygiene.json", "recipe.yaml"]
+    )
     if recipe not in ON_TWO_PROCESSES:
         return
     done = launched(recipe, 2, *flags[recipe], "--output-dir", tmp_path / "two")
