@@ -18,9 +18,11 @@ NUM_BANDS, BAND_ROWS = 25, 5
 MAX_CONFIRMED = 10
 """Candidates of one text whose true similarity is computed, likeliest first: a template may have thousands."""
 MAX_CHARACTERS = 60_000_000
-"""Searched in all: 5 to 10 s on one core (20 Newsgroups, 22 million, took 4; 2026-11-21)."""
+"""Read in all: 5 to 10 s on one core (20 Newsgroups, 22 million, took 4; 2026-11-21)."""
 ROW_CHARACTERS = 500
 """What a row costs beside its own characters."""
+MAX_CANDIDATES = 5_000_000
+"""Looked at in all, about 5 s: where all texts share a long preamble, each is a candidate of each."""
 SAMPLE_SEED = 20260102
 
 # Scripts that are written without blanks are cut at every character.
@@ -66,31 +68,35 @@ def find_near_duplicates(train: Sequence[str], test: Sequence[str]) -> NearSearc
 
     A text is its set of shingles, all runs of three words, folded for case, width, blanks and punctuation. Candidates share a band of
     their MinHash signatures (Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900; Leskovec et al., Mining of Massive Datasets,
-    chapter 3); those count whose true Jaccard similarity is at least `THRESHOLD`. Texts without any word have no near duplicates. Of more
-    than `MAX_CHARACTERS`, a fixed random sample of rows is searched.
+    chapter 3); those count whose true Jaccard similarity is at least `THRESHOLD`. Texts without any word have no near duplicates. Where
+    that takes more than `MAX_CHARACTERS` or `MAX_CANDIDATES`, a fixed random sample of rows is searched.
 
     Args:
         train: Training texts.
         test: Test texts.
     """
     (train_rows, train_sets), (test_rows, test_sets) = _sampled_shingles(train, test)
-    pairs = []
     index = MinHashLSH(num_perm=NUM_BANDS * BAND_ROWS, params=(NUM_BANDS, BAND_ROWS))
     signatures = np.zeros((len(test_sets), NUM_BANDS * BAND_ROWS), dtype=np.uint32)
     for position, signature in enumerate(_signatures(test_sets)):
         signatures[position] = signature.hashvalues
         if len(test_sets[position]):
             index.insert(position, signature, check_duplication=False)
-    for row, shingles, signature in zip(train_rows, train_sets, _signatures(train_sets), strict=True):
-        candidates = np.array(sorted(index.query(signature)) if len(shingles) else [], dtype=np.int64)
+    order = np.random.default_rng(SAMPLE_SEED).permutation(len(train_rows))
+    pairs, num_searched, num_candidates = [], 0, 0
+    for place, signature in zip(order, _signatures([train_sets[place] for place in order]), strict=True):
+        candidates = np.array(sorted(index.query(signature)) if len(train_sets[place]) else [], dtype=np.int64)
         likeness = (signatures[candidates] == signature.hashvalues).mean(axis=1)
-        candidates = candidates[np.argsort(-likeness, kind="stable")[:MAX_CONFIRMED]]
-        similarities = [_jaccard(shingles, test_sets[candidate]) for candidate in candidates]
+        likeliest = candidates[np.argsort(-likeness, kind="stable")[:MAX_CONFIRMED]]
+        similarities = [_jaccard(train_sets[place], test_sets[candidate]) for candidate in likeliest]
         if similarities and max(similarities) >= THRESHOLD:
-            # Candidates of equal likeness stand in the order of their rows, so the first of the best is the first in test.
-            best = max(zip(similarities, -test_rows[candidates], strict=True))
-            pairs.append(NearPair(int(row), int(-best[1]), best[0]))
-    return NearSearch(pairs, len(train_rows), len(test_rows))
+            similarity, row = max(zip(similarities, -test_rows[likeliest], strict=True))
+            pairs.append(NearPair(int(train_rows[place]), int(-row), similarity))
+        num_searched += 1
+        num_candidates += len(candidates)
+        if num_candidates > MAX_CANDIDATES:
+            break
+    return NearSearch(sorted(pairs, key=lambda pair: pair.train), num_searched, len(test_rows))
 
 
 def _sampled_shingles(*sides: Sequence[str]) -> list[tuple[np.ndarray, list[np.ndarray]]]:

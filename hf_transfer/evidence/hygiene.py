@@ -52,10 +52,20 @@ def overlap_notes(hygiene: Mapping[str, Any]) -> list[str]:
     """Give sentences to tell before any number: training rows that stand in test nearly, and labels that contradict each other."""
     overlap, told = hygiene["overlap"], []
     if overlap["near_rows"]:
-        told.append(f"{overlap['near_rows']:,} training rows nearly stand in test too (similarity of at least {overlap['threshold']})")
+        of_sample = f"of {overlap['searched_train_rows']:,} looked at, " if is_sampled(hygiene) else ""
+        told.append(
+            f"{overlap['near_rows']:,} training rows nearly stand in test too ({of_sample}similarity of at least {overlap['threshold']})"
+        )
     if conflicting := sum(split["conflicting_rows"] for split in hygiene["splits"].values()):
         told.append(f"{conflicting:,} rows hold an input that stands under another label too")
     return told
+
+
+def is_sampled(hygiene: Mapping[str, Any]) -> bool:
+    """Say whether near duplicates were searched in a sample of the rows."""
+    overlap, splits = hygiene["overlap"], hygiene["splits"]
+    looked_at = overlap["searched_train_rows"], overlap["searched_test_rows"]
+    return overlap["near_rows"] is not None and looked_at != (splits["train"]["rows"], splits["test"]["rows"])
 
 
 def excerpt(text: str) -> str:

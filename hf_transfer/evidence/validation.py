@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.evidence.arms import build_arm, estimate_arm
-from hf_transfer.evidence.hygiene import describe_data
+from hf_transfer.evidence.hygiene import describe_data, is_sampled
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.memory import MemoryEstimate
@@ -113,7 +113,8 @@ class Findings:
 
     def _hygiene_line(self) -> str:
         overlap, train, test = self.hygiene["overlap"], self.hygiene["splits"]["train"], self.hygiene["splits"]["test"]
-        near = "" if overlap["near_rows"] is None else f"{overlap['near_rows']:,} more nearly stand in test, "
+        sample = f" (of {overlap['searched_train_rows']:,} looked at)" if is_sampled(self.hygiene) else ""
+        near = "" if overlap["near_rows"] is None else f"{overlap['near_rows']:,} more nearly stand in test{sample}, "
         conflicting = train["conflicting_rows"], test["conflicting_rows"]
         return (
             f"{near}{train['duplicate_rows']:,} repeat an earlier one; inputs that stand under another label too: "

@@ -132,6 +132,20 @@ def test_too_much_text_is_searched_in_a_fixed_sample(monkeypatch: pytest.MonkeyP
     assert find_near_duplicates(texts, texts[:20]) == part
 
 
+def test_where_all_are_candidates_of_all_a_fixed_sample_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(4)
+    preamble = text_of(rng, 40)
+    train, test = ([f"{preamble} {rng.random()}" for _ in range(size)] for size in (100, 30))
+    whole = find_near_duplicates(train, test)
+    assert (whole.searched_train, len(whole.pairs)) == (100, 100)
+    assert [pair.train for pair in whole.pairs] == list(range(100))
+    monkeypatch.setattr(near_duplicates, "MAX_CANDIDATES", 20 * 30 - 1)
+    part = find_near_duplicates(train, test)
+    assert (part.searched_train, part.searched_test, len(part.pairs)) == (20, 30, 20)
+    assert set(part.pairs) < set(whole.pairs)
+    assert max(pair.train for pair in part.pairs) > 50, "not the first rows"
+
+
 def test_of_many_alike_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(3)
     template = text_of(rng, 40)

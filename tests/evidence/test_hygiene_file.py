@@ -14,7 +14,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 import hf_transfer as ht
-from hf_transfer.evidence.hygiene import EXCERPT, describe_data
+from hf_transfer.data import near_duplicates
+from hf_transfer.evidence.hygiene import EXCERPT, describe_data, is_sampled, overlap_notes
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.files import COMPARISON_FILE, EXAMPLES_FILE, HYGIENE_FILE, read_json
 from hf_transfer.task_configs import Task
@@ -181,6 +182,19 @@ def test_a_test_split_without_labels_is_left_out(tmp_path: Path, tiny_bert: Path
     hygiene = describe_data(study_of(ht.TextClassification(max_length=32), data, tiny_bert), private=False)
     assert {split: found["rows"] for split, found in hygiene["splits"].items()} == {"train": 20, "test": 7}
     assert hygiene["overlap"]["exact_rows"] == 0
+
+
+def test_a_sampled_search_is_told_as_one(planted: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(ht.TextClassification(max_length=32), planted, tiny_bert)
+    whole = describe_data(study, private=False)
+    assert not is_sampled(whole) and "sample" not in whole["overlap"]["method"]
+    monkeypatch.setattr(near_duplicates, "MAX_CANDIDATES", 0)
+    sampled = describe_data(study, private=False)
+    assert is_sampled(sampled) and "sample" in sampled["overlap"]["method"]
+    searched = sampled["overlap"]["searched_train_rows"]
+    assert searched < 34
+    sampled["overlap"]["near_rows"] = 3
+    assert overlap_notes(sampled)[0] == f"3 training rows nearly stand in test too (of {searched} looked at, similarity of at least 0.8)"
 
 
 def test_a_run_writes_it_first_and_tells_what_is_near(planted: Path, tiny_bert: Path, run: Run, tmp_path: Path) -> None:
