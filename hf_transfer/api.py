@@ -58,7 +58,8 @@ def run(
         resume: Go on with the run in `output_dir`: finished cells stay; more arms, budgets or seeds may be asked for.
 
     Raises:
-        TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or a training that cannot go on.
+        TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or no training that could be finished.
+            One that could not leaves the others be: see `Comparison.failed`.
     """
     settings = _check_run(
         recipe,
@@ -165,10 +166,16 @@ class Comparison:
 
         return render_table(self.values, [read_json(cell / RESULT_FILE) for cell in self.cells()])
 
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The cells that could not be trained: `arm`, `budget`, `seed` and `error`."""
+        return list(self.values.get("failed", []))
+
     def cells(self) -> list[Path]:
-        """Give the folder of each arm, budget and seed."""
+        """Give the folder of each arm, budget and seed that is finished."""
         run = read_yaml(self.folder / RECIPE_FILE)["run"]
-        return [cell_folder(self.folder, arm, budget, seed) for budget in run["budgets"] for arm in run["arms"] for seed in run["seeds"]]
+        cells = [cell_folder(self.folder, arm, budget, seed) for budget in run["budgets"] for arm in run["arms"] for seed in run["seeds"]]
+        return [cell for cell in cells if (cell / RESULT_FILE).is_file()]
 
     def best(self, base: str | None = None) -> "Model":
         """Give the model of the recommended arm, budget and seed."""

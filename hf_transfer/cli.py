@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import hf_transfer
 from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
-from hf_transfer.errors import ConfigError, TransferError, check_no_name_clash, did_you_mean, listed
+from hf_transfer.errors import ConfigError, TrainingError, TransferError, check_no_name_clash, did_you_mean, listed
 from hf_transfer.files import write_text
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
@@ -160,6 +160,9 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
             print(json.dumps(comparison.values, indent=2, ensure_ascii=False), flush=True)
         else:
             print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
+    if failed := comparison.failed:
+        tried = len(failed) + len(comparison.cells())
+        raise TrainingError(f"{len(failed)} of {tried} trainings failed, the table is of the others: --resume tries them again")
 
 
 def _cells(chosen: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +197,6 @@ def _exit(command: Any) -> NoReturn:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: what was finished stays where it is; a run starts again into another folder with --output-dir", file=sys.stderr)
+        print("interrupted: what was finished stays where it is, and --resume goes on from there", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -33,6 +33,10 @@ class TrainingError(TransferError, RuntimeError):
     """A training that cannot go on."""
 
 
+class SharedTrainingError(TrainingError):
+    """A training that cannot go on, as every process of the run finds at the same point: other trainings of the run can."""
+
+
 class InstallationError(TransferError, RuntimeError):
     """An installation that lacks something, or holds something that breaks it."""
 

@@ -4,6 +4,8 @@ A write goes to a temporary name beside its target, is flushed to the disk and t
 never meets half a file.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -21,12 +23,15 @@ COMPARISON_FILE = "comparison.json"
 HYGIENE_FILE = "hygiene.json"
 EXAMPLES_FILE = "examples.json"
 RESULT_FILE = "result.json"
+FAILURE_FILE = "failure.json"
 PREDICTIONS_FILE = "predictions.parquet"
 MODEL_FOLDER = "model"
 SIDECAR_FILE = "hf_transfer.json"
 CARD_FILE = "README.md"
 
 
+LEFTOVERS = ".*.tmp-*"
+"""Names of files and folders that are not whole yet."""
 CACHE_GIB = 20.0
 """What the cache may take where the user says nothing."""
 
@@ -95,10 +100,22 @@ def claim_run_folder(folder: Path) -> None:
     Raises:
         RunFolderError: It already holds something, or cannot be created or written to.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    if holds_something(folder):
         marks = {COMPARISON_FILE: "another run", RECIPE_FILE: "an unfinished run"}
-        what = next((what for mark, what in marks.items() if (folder / mark).exists()), "other files")
-        raise RunFolderError(f"output folder {folder} already holds {what}: name another with --output-dir, or move this one away")
+        what = next((what for mark, what in marks.items() if (folder / mark).exists()), None)
+        go_on = "" if what is None else "go on with it (--resume), "
+        raise RunFolderError(
+            f"output folder {folder} already holds {what or 'other files'}: {go_on}name another with --output-dir, or move this one away"
+        )
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder where it is not there yet, and try to write to it.
+
+    Raises:
+        RunFolderError: It is a file, or cannot be created or written to.
+    """
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"output folder {folder} is a file: name another with --output-dir")
     try:
@@ -107,6 +124,49 @@ def claim_run_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise RunFolderError(f"cannot write to output folder {folder} ({error.strerror}): name another with --output-dir") from None
+
+
+def holds_something(folder: Path) -> bool:
+    """Say whether a folder holds more than what a write that was killed left behind."""
+    return folder.is_dir() and any(not path.match(LEFTOVERS) for path in folder.iterdir())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run folder until the block ends, or this process, however it does.
+
+    Raises:
+        RunFolderError: Another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A network disk may know no locks; then nobody is kept out.
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise RunFolderError(f"another process is writing to output folder {folder}: wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what it holds; it has another name before the first file goes, so nobody meets it half empty."""
+    doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left behind in a folder and below it."""
+    for path in sorted(folder.rglob(LEFTOVERS)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            # Its folder may be gone already.
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
-from hf_transfer.training.device import peak_memory_bytes, reset_peak_memory
+from hf_transfer.training.device import peak_memory_bytes, reset_loss_scale, reset_peak_memory
 from hf_transfer.training.loop import Training
 
 
@@ -63,6 +63,7 @@ def trained(
     """
     accelerator = study.accelerator
     reset_peak_memory(accelerator)
+    reset_loss_scale(accelerator)
     model = build_arm(study.architecture, arm, seed, study.task.PEFT_TASK_TYPE)
     unused = freeze_unused(model, study.collate(train_rows.layout.windows[:1]))
     counts = count_parameters(model)

@@ -1,5 +1,6 @@
 """What a result was made with."""
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -32,8 +33,9 @@ def _device_name(accelerator: Accelerator) -> str:
     return accelerator.device.type
 
 
+@functools.cache
 def _commit() -> str | None:
-    """Give the commit of this package's own checkout, or None where it was installed from a wheel."""
+    """Give the commit of this package's own checkout, or None where it was installed from a wheel; once, as the code is loaded once."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -2,33 +2,41 @@
 
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from hf_transfer.errors import RunFolderError
-from hf_transfer.evidence.cell import run_cell
+from hf_transfer.errors import TrainingError, TransferError
+from hf_transfer.evidence.attempt import PlannedCell, attempt_cell, describe_failure, quick_collections
 from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.errors import describe_chosen
 from hf_transfer.evidence.hygiene import describe_data, overlap_notes
+from hf_transfer.evidence.resume import clear_unfinished, go_on, hide_data, mixture_notes, read_earlier
 from hf_transfer.evidence.study import Study, prepare_study
+from hf_transfer.evidence.workers import check_parallel, train_in_workers
 from hf_transfer.files import (
     COMPARISON_FILE,
     EXAMPLES_FILE,
     HYGIENE_FILE,
     RECIPE_FILE,
-    cell_folder,
+    RESULT_FILE,
+    check_writable,
     claim_run_folder,
+    held,
+    read_json,
     write_json,
     write_text,
 )
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
+
+Value = TypeVar("Value")
 
 
 def run_grid(
@@ -42,74 +50,129 @@ def run_grid(
     Args:
         recipe: What to train.
         settings: Which cells, and how.
-        output_dir: The run folder; must hold nothing yet.
+        output_dir: The run folder; must hold nothing yet, or an earlier run where that is to be resumed.
         local_files_only: Take Hub ids from the cache.
 
     Raises:
-        TransferError: A mistake in recipe, data, checkpoint or folder, or a training that cannot go on.
+        TransferError: A mistake in recipe, data, checkpoint or folder, or no cell that could be trained.
     """
     accelerator = make_accelerator(recipe.training.precision)
+    check_parallel(settings.parallel, accelerator)
+    if settings.resume and (earlier := _on_main(accelerator, lambda: read_earlier(output_dir))):
+        recipe, settings = go_on(earlier, recipe, settings, output_dir)
     arms, budgets, seeds = settings.arms, settings.budgets, settings.seeds
     study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only)
-    _claim(output_dir, accelerator)
-    if accelerator.is_main_process:
-        write_text(
-            output_dir / RECIPE_FILE,
-            yaml.safe_dump(study.recipe.to_dict() | {"run": settings.recorded()}, sort_keys=False, allow_unicode=True),
-        )
-        _say(_describe(study, len(arms) * len(budgets) * len(seeds), output_dir))
-        write_json(output_dir / HYGIENE_FILE, hygiene := describe_data(study, settings.private_data))
-        for note in overlap_notes(hygiene):
-            _say(f"note: {note}")
-    accelerator.wait_for_everyone()
-    cells = list(itertools.product(budgets, seeds, arms))
-    for number, (budget, seed, arm) in enumerate(cells, 1):
-        result = run_cell(study, arm, study.recipe.arms[arm], budget, seed, cell_folder(output_dir, arm, budget, seed))
+    with _open_run_folder(output_dir, settings.resume, accelerator):
+        cells = [PlannedCell(arm, study.recipe.arms[arm], budget, seed) for budget, seed, arm in itertools.product(budgets, seeds, arms)]
+        left = _on_main(accelerator, lambda: clear_unfinished(output_dir, study, cells))
         if accelerator.is_main_process:
-            _say(_describe_cell(result, study.metrics.names[0], number, len(cells)))
-    if accelerator.is_main_process:
-        finished = read_cells(output_dir, arms, budgets, seeds, study.metrics, study.labels)
-        comparison = compare(finished, study.recipe.task.kind, study.metrics.names, study.labels)
-        write_json(
-            output_dir / EXAMPLES_FILE, describe_chosen(study, output_dir, comparison["recommendation"], seeds, settings.private_data)
-        )
-        write_json(output_dir / COMPARISON_FILE, comparison)
-    accelerator.wait_for_everyone()
+            _begin(study, settings, output_dir, cells, left)
+        accelerator.wait_for_everyone()
+        failed = _train(study, left, settings, output_dir, local_files_only)
+        if len(failed) == len(cells):
+            raise TrainingError(f"no training of the run could be finished; the first: {failed[0]['error']}")
+        if accelerator.is_main_process:
+            _conclude(study, settings, output_dir, failed)
+        accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def _claim(output_dir: Path, accelerator: Accelerator) -> None:
-    """Claim the run folder on the main process; where that fails, every process raises the same error."""
-    failure: list[str | None] = [None]
+def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequence[PlannedCell], left: Sequence[PlannedCell]) -> None:
+    """Write what is known before any training, and say it."""
+    write_text(
+        output_dir / RECIPE_FILE,
+        yaml.safe_dump(study.recipe.to_dict() | {"run": settings.recorded()}, sort_keys=False, allow_unicode=True),
+    )
+    if settings.private_data:
+        hide_data(output_dir)
+    hygiene = describe_data(study, settings.private_data)
+    write_json(output_dir / HYGIENE_FILE, hygiene)
+    finished_before = [cell for cell in cells if cell not in left]
+    mixture = mixture_notes(output_dir, finished_before, study.accelerator) if left else []
+    _say(_describe(study, len(left), len(cells), output_dir, [*overlap_notes(hygiene), *mixture]))
+
+
+def _conclude(study: Study, settings: RunSettings, output_dir: Path, failed: Sequence[dict[str, Any]]) -> None:
+    """Write what the finished cells say together; `comparison.json` comes last and marks the run as finished."""
+    finished = read_cells(output_dir, settings.arms, settings.budgets, settings.seeds, study.metrics, study.labels)
+    comparison = compare(finished, study.recipe.task.kind, study.metrics.names, study.labels, failed)
+    examples = describe_chosen(study, output_dir, comparison["recommendation"], settings.seeds, settings.private_data)
+    write_json(output_dir / EXAMPLES_FILE, examples)
+    write_json(output_dir / COMPARISON_FILE, comparison)
+
+
+def _train(
+    study: Study, cells: Sequence[PlannedCell], settings: RunSettings, output_dir: Path, local_files_only: bool
+) -> list[dict[str, Any]]:
+    """Train the cells, one by one or several at once, tell of each as it ends, and give those that failed, in order."""
+    attempts: Generator[tuple[PlannedCell, str | None]]
+    if settings.parallel > 1:
+        attempts = train_in_workers(study, cells, settings, output_dir, local_files_only)
+    else:
+        attempts = ((cell, attempt_cell(study, cell, output_dir)) for cell in cells)
+    failed = []
+    with closing(attempts), quick_collections():
+        for number, (cell, error) in enumerate(attempts, 1):
+            if error is None:
+                told = _describe_cell(cell, output_dir, study.metrics.names[0]) if study.accelerator.is_main_process else ""
+            else:
+                failed.append((cell, error))
+                told = f"failed: {cell}: {error}"
+            if study.accelerator.is_main_process:
+                _say(f"{number} of {len(cells)} {told}")
+    return [describe_failure(cell, error) for cell, error in sorted(failed, key=lambda one: cells.index(one[0]))]
+
+
+@contextmanager
+def _open_run_folder(output_dir: Path, resume: bool, accelerator: Accelerator) -> Iterator[None]:
+    """Have the run folder, new or resumed, for this run alone until the block ends.
+
+    Raises:
+        RunFolderError: It cannot be had; on every process.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            (check_writable if resume else claim_run_folder)(output_dir)
+            stack.enter_context(held(output_dir))
+
+        _on_main(accelerator, take)
+        yield
+
+
+def _on_main(accelerator: Accelerator, do: Callable[[], Value]) -> Value:
+    """Give what the main process finds, on every process; where it raises a user's mistake, all raise it."""
+    found: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            claim_run_folder(output_dir)
-        except RunFolderError as error:
-            failure = [str(error)]
-    if message := broadcast_object_list(failure)[0]:
-        raise RunFolderError(message)
+            found = [do(), None]
+        except TransferError as error:
+            found = [None, error]
+    value, failure = broadcast_object_list(found)
+    if failure is not None:
+        raise failure
+    return value
 
 
-def _describe(study: Study, num_cells: int, output_dir: Path) -> str:
+def _describe(study: Study, num_left: int, num_cells: int, output_dir: Path, mixture: Sequence[str]) -> str:
     corpus, recipe = study.corpus, study.recipe
     validation = f", {len(corpus.validation):,} validation rows (for the budget all)" if corpus.validation else ""
     dropped = f"; {corpus.dropped_rows:,} training rows dropped" if corpus.dropped_rows else ""
     trainings = f"{num_cells} training{'' if num_cells == 1 else 's'}"
-    notices = "".join(f"\nnote: {notice}" for notice in study.notices)
+    finished = f" ({num_cells - num_left} of them finished before)" if num_left < num_cells else ""
+    notices = "".join(f"\nnote: {notice}" for notice in [*study.notices, *mixture])
     return (
         f"{recipe.name}: {len(corpus.train):,} training rows{validation}, {len(corpus.test):,} test rows ({corpus.test_origin}), "
         f"{len(study.labels)} labels{dropped}\n"
-        f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {trainings} into {output_dir}{notices}"
+        f"checkpoint {recipe.checkpoint} on {study.accelerator.device}, {trainings}{finished} into {output_dir}{notices}"
     )
 
 
-def _describe_cell(result: Mapping[str, Any], metric: str, number: int, num_cells: int) -> str:
+def _describe_cell(cell: PlannedCell, output_dir: Path, metric: str) -> str:
+    result = read_json(cell.folder(output_dir) / RESULT_FILE)
     validation, kept = result["metrics"]["validation"], result["best_epoch"]
     state = f"epoch {kept} kept" if kept else "last state kept"
-    return (
-        f"{number} of {num_cells} done: {result['arm']}, budget {result['budget']}, seed {result['seed']}: "
-        f"validation {metric} {validation[metric]:.3f}, {state}, {result['cost']['wall_seconds']:.0f} s"
-    )
+    return f"done: {cell}: validation {metric} {validation[metric]:.3f}, {state}, {result['cost']['wall_seconds']:.0f} s"
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,6 @@
 """A checkpoint's architecture with the data's labels on it: pretrained or from scratch, its head found structurally."""
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from hf_transfer.models.pooling import (
 GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """What every arm of a run shares: config and the names of the head's parameters."""
 
@@ -113,13 +114,20 @@ def _build(architecture: Architecture, init: str, seed: int, keep_head: bool) ->
     if loaded and not keep_head and not same_labels(checkpoint.config, architecture.config):
         renewed |= architecture.output_layer
     if renewed:
-        torch.manual_seed(seed)
-        fresh = dict(_from_config(architecture.auto_model, architecture.config).named_parameters())
+        fresh = _drawn_head(architecture, seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in renewed:
                     parameter.copy_(fresh[name])
     return model
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn_head(architecture: Architecture, seed: int) -> dict[str, torch.Tensor]:
+    """Give the head that a model from scratch gets, for which the whole model must be drawn: the arms of one seed share it."""
+    torch.manual_seed(seed)
+    drawn = _from_config(architecture.auto_model, architecture.config).named_parameters()
+    return {name: parameter.detach().clone() for name, parameter in drawn if name in architecture.head}
 
 
 def build_meta_model(architecture: Architecture) -> nn.Module:

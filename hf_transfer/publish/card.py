@@ -18,9 +18,11 @@ EXAMPLES = {
 
 
 def write_card(cell: Path) -> None:
-    """Write `README.md` into the `model/` folder of a finished cell."""
+    """Write `README.md` into the `model/` folder of a finished cell, unless it says all that already."""
     result, sidecar = read_json(cell / RESULT_FILE), read_json(cell / MODEL_FOLDER / SIDECAR_FILE)
-    write_text(cell / MODEL_FOLDER / CARD_FILE, render_card(result, sidecar))
+    path, card = cell / MODEL_FOLDER / CARD_FILE, render_card(result, sidecar)
+    if not path.is_file() or path.read_text(encoding="utf-8") != card:
+        write_text(path, card)
 
 
 def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from hf_transfer.errors import TrainingError
+from hf_transfer.errors import SharedTrainingError, TrainingError
 from hf_transfer.evaluation.prediction import send
 from hf_transfer.models.cpu_kernels import cpu_kernels
 from hf_transfer.tasks.items import item_losses
@@ -106,13 +106,13 @@ def halve_micro_batches(plan: UpdatePlan, update: int, title: str) -> UpdatePlan
     """Give the plan with micro-batches of half as many padded tokens, after memory did not suffice.
 
     Raises:
-        TrainingError: They hold one row each already, or may not be cut.
+        SharedTrainingError: They hold one row each already, or may not be cut.
     """
     cut = [micro_batch.windows for process in range(plan.num_processes) for micro_batch in plan.micro_batches(update, process)]
     is_one_row = max(map(len, cut)) == 1
     if plan.max_tokens is None or is_one_row:
         what = "one row alone" if is_one_row else "an update, which an arm that trains batch norms takes at once,"
-        raise TrainingError(
+        raise SharedTrainingError(
             f"{title}: {what} does not fit in memory at update {update + 1} of {plan.num_updates}: take shorter rows (--max-length), a "
             "smaller checkpoint, arm lora or head, or --activation-checkpointing"
             + ("; or a smaller --batch-size" if plan.max_tokens is None else "")

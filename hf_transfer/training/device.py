@@ -96,6 +96,12 @@ def process_memory_bytes() -> int:
     return _status_bytes("VmRSS:")
 
 
+def reset_loss_scale(accelerator: Accelerator) -> None:
+    """Let the scaler of fp16 begin anew, so that a training does not depend on those before it."""
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
+
+
 def reset_peak_memory(accelerator: Accelerator) -> None:
     """Start measuring peak memory anew."""
     if accelerator.device.type == "cuda":

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_transfer.errors import TrainingError
+from hf_transfer.errors import SharedTrainingError
 from hf_transfer.models.cpu_kernels import make_dense, sparse_gradients
 from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
 from hf_transfer.training.accumulation import accumulate, halve_micro_batches
@@ -91,7 +91,7 @@ def train(
         title: Of the progress bar.
 
     Raises:
-        TrainingError: The loss or the gradient is no number, or one row alone does not fit in memory; names the update.
+        SharedTrainingError: The loss or the gradient is no number, or one row alone does not fit in memory; names the update.
     """
     unwrapped = model
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -189,13 +189,13 @@ def _check_finite(loss: float, norm: torch.Tensor | None, update: int, plan: Upd
     """Stop on a loss or gradient that is no number. Under fp16 the scaler skips such gradients by itself.
 
     Raises:
-        TrainingError: Names the update and what to change.
+        SharedTrainingError: Names the update and what to change.
     """
     found = (
         "loss" if not math.isfinite(loss) else "gradient" if norm is not None and not scaled and not math.isfinite(float(norm)) else None
     )
     if found:
-        raise TrainingError(
+        raise SharedTrainingError(
             f"{title}: the {found} of update {update + 1} of {plan.num_updates} (epoch {plan.epoch_of(update) + 1}) is no finite number: "
             "lower the learning rate, lengthen the warmup, or take --precision fp32"
         )

@@ -70,6 +70,20 @@ def test_a_chain_with_as_many_but_other_classes_gets_a_new_head(labelled_checkpo
         built(labelled_checkpoint, ["w", "x", "y", "z"], keep_head=True)
 
 
+def test_models_built_one_after_another_are_those_built_alone(labelled_checkpoint: Path) -> None:
+    """What building shares between the arms and seeds of a run, no training of them moves."""
+    architecture = inspect(open_checkpoint(str(labelled_checkpoint), load_tokenizer), AutoModelForSequenceClassification, ["x", "y", "z"])
+    for seed in (3, 3, 4, 3):
+        model = build_model(architecture, "pretrained", seed)
+        expected = built(labelled_checkpoint, ["x", "y", "z"], seed).state_dict()
+        scratch = build_model(architecture, "scratch", seed).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+        assert all(torch.equal(expected[name], scratch[name]) for name in CLASSIFIER)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+
+
 def test_generic_source_names_are_no_labels(labelled_checkpoint: Path) -> None:
     source = AutoModelForSequenceClassification.from_pretrained(labelled_checkpoint)
     source.config.id2label = {index: f"LABEL_{index}" for index in range(3)}

@@ -1,8 +1,19 @@
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from hf_transfer.errors import ConfigError
-from hf_transfer.training.device import auto_precision, make_accelerator, peak_memory_bytes, reset_peak_memory, resolve_precision
+from hf_transfer.training.device import (
+    auto_precision,
+    make_accelerator,
+    peak_memory_bytes,
+    reset_loss_scale,
+    reset_peak_memory,
+    resolve_precision,
+)
 
 
 def test_a_second_run_of_a_process_may_ask_for_another_precision() -> None:
@@ -21,6 +32,19 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     after = peak_memory_bytes(accelerator)
     assert with_big > 2**28
     assert after < with_big - 2**27
+
+
+def test_a_training_in_fp16_does_not_inherit_the_scale_of_the_one_before() -> None:
+    accelerator: Any = SimpleNamespace(scaler=torch.amp.GradScaler("cpu"), device=torch.device("cpu"))
+    fresh, weight = accelerator.scaler.state_dict(), torch.nn.Parameter(torch.ones(1))
+    accelerator.scaler.scale(weight * float("inf")).backward()
+    optimizer = torch.optim.SGD([weight], 0.1)
+    accelerator.scaler.step(optimizer)
+    accelerator.scaler.update()
+    assert accelerator.scaler.state_dict() != fresh
+    reset_loss_scale(accelerator)
+    assert accelerator.scaler.state_dict() == fresh
+    reset_loss_scale(make_accelerator("fp32"))
 
 
 def test_fp16_needs_a_gpu() -> None:

@@ -1,0 +1,178 @@
+"""What a run folder holds of an earlier run, and whether what is asked for now goes on with it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from hf_transfer.errors import ConfigError, RunFolderError, listed
+from hf_transfer.evidence.attempt import PlannedCell
+from hf_transfer.evidence.environment import describe_environment
+from hf_transfer.evidence.study import Study
+from hf_transfer.files import RECIPE_FILE, RESULT_FILE, holds_something, read_json, remove_folder, sweep
+from hf_transfer.recipe import Recipe, read_yaml
+from hf_transfer.run_settings import RunSettings, check_settings
+
+SAME_SETTINGS = ("max_test_rows", "search")
+"""Settings that may not change: they decide what every cell finds."""
+
+SHOWING_DATA = ("hygiene.json", "examples.json", "report.html")
+"""Files of a run folder that may hold its texts and images."""
+COMPARABLE = ("device", "precision", "num_processes", "torch", "transformers")
+"""What an environment may change in a result beyond its last digits."""
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """A run that a folder holds, finished or not."""
+
+    recipe: Recipe
+    """As it was resolved."""
+    settings: RunSettings
+    trained_arms: frozenset[str]
+    """Arms with a finished cell."""
+
+
+def read_earlier(folder: Path) -> EarlierRun | None:
+    """Read which run a folder holds; None where it holds nothing.
+
+    Raises:
+        RunFolderError: It holds something else, or a recipe that cannot be read.
+    """
+    if not holds_something(folder):
+        return None
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise RunFolderError(f"output folder {folder} holds other files and no {RECIPE_FILE}, so no run to resume: name another folder")
+    try:
+        values = read_yaml(path)
+        run = values.pop("run", None)
+        if not isinstance(run, dict):
+            raise ConfigError("it has no section `run`, so no run wrote it")
+        recipe = Recipe.from_dict(values)
+        settings = check_settings(recipe, **{name: value for name, value in run.items() if value is not None})
+    except (ConfigError, TypeError) as error:
+        raise RunFolderError(f"cannot go on with the run in {folder}: its {RECIPE_FILE} cannot be read: {error}") from None
+    trained = frozenset(result.parts[-4] for result in folder.glob(f"*/budget-*/seed-*/{RESULT_FILE}"))
+    return EarlierRun(recipe, settings, trained)
+
+
+def go_on(earlier: EarlierRun, recipe: Recipe, settings: RunSettings, folder: Path) -> tuple[Recipe, RunSettings]:
+    """Give what a resumed run trains: the arms, budgets and seeds of both, the rest as the earlier run had it.
+
+    What the earlier run found out by itself (columns, the size of a micro-batch) is taken from there. A run of private data stays one.
+
+    Args:
+        earlier: What the folder holds.
+        recipe: Asked for now.
+        settings: Asked for now.
+        folder: The run folder, to name it.
+
+    Raises:
+        ConfigError: A field differs; names all that do, with both values.
+    """
+    recipe = _with_found(recipe, earlier.recipe)
+    differences = list(_differences("", _compared(earlier.recipe), _compared(recipe)))
+    for name in SAME_SETTINGS:
+        differences += _differences(name, getattr(earlier.settings, name), getattr(settings, name))
+    for arm, before in earlier.recipe.to_dict()["arms"].items():
+        if arm in earlier.trained_arms or (arm in earlier.settings.arms and arm not in recipe.arms):
+            differences += _differences(f"arms.{arm}", before, recipe.to_dict()["arms"].get(arm))
+    if differences:
+        raise ConfigError(
+            f"cannot go on with the run in {folder}: {'; '.join(differences)}: ask for what the run has, or name another folder with "
+            "--output-dir"
+        )
+    return recipe, replace(
+        settings,
+        arms=list(dict.fromkeys([*earlier.settings.arms, *settings.arms])),
+        budgets=list(dict.fromkeys([*earlier.settings.budgets, *settings.budgets])),
+        seeds=list(dict.fromkeys([*earlier.settings.seeds, *settings.seeds])),
+        private_data=earlier.settings.private_data or settings.private_data,
+    )
+
+
+def clear_unfinished(folder: Path, study: Study, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Give the cells that are not finished, after removing what is there of them.
+
+    Raises:
+        RunFolderError: A finished cell was trained on other data, or from other weights; nothing is removed then.
+    """
+    finished = [cell for cell in cells if (cell.folder(folder) / RESULT_FILE).is_file()]
+    for cell in finished:
+        _check_origin(cell.folder(folder), study)
+    sweep(folder)
+    unfinished = [cell for cell in cells if cell not in finished]
+    for cell in unfinished:
+        if cell.folder(folder).is_dir():
+            remove_folder(cell.folder(folder))
+    return unfinished
+
+
+def hide_data(folder: Path) -> None:
+    """Remove what an earlier run wrote that may show its data: this one's is private."""
+    for name in SHOWING_DATA:
+        (folder / name).unlink(missing_ok=True)
+
+
+def mixture_notes(folder: Path, finished: Sequence[PlannedCell], accelerator: Accelerator) -> list[str]:
+    """Tell in what the finished cells were trained otherwise than those to come will be."""
+    now = describe_environment(accelerator)
+    before = [read_json(cell.folder(folder) / RESULT_FILE)["environment"] for cell in finished]
+    others = {name: sorted({str(found[name]) for found in before if found[name] != now[name]}) for name in COMPARABLE}
+    return [
+        f"cells finished before have {name} {listed(values)}, those to come {now[name]}: they differ by more than their arms"
+        for name, values in others.items()
+        if values
+    ]
+
+
+def _check_origin(cell: Path, study: Study) -> None:
+    result = read_json(cell / RESULT_FILE)
+    weights = result["chain"][-1]["checkpoint_sha256"]
+    found = {
+        "data": (result["data"]["fingerprint"], study.corpus.fingerprint),
+        f"checkpoint {study.recipe.checkpoint}": (weights, weights and study.architecture.checkpoint.sha256),
+    }
+    if changed := [what for what, (before, now) in found.items() if before != now]:
+        raise RunFolderError(
+            f"cannot go on with the run in {cell.parents[2]}: the {listed(changed)} changed since {'/'.join(cell.parts[-3:])} was trained: "
+            "bring it back, or name another folder with --output-dir"
+        )
+
+
+def _with_found(recipe: Recipe, before: Recipe) -> Recipe:
+    """Fill what a run finds out where nobody says it from what the earlier run found."""
+    found: dict[str, Any] = {}
+    if recipe.training.micro_batch_tokens is None:
+        found["training.micro_batch_tokens"] = before.training.micro_batch_tokens
+    if recipe.task.kind == before.task.kind:
+        columns = {role: getattr(before.task, role) for role in recipe.task.roles if getattr(recipe.task, role, "") is None}
+        found |= {f"task.{role}": column for role, column in columns.items()}
+    # Two of them may belong together, and are checked together then.
+    task = {path.removeprefix("task."): found.pop(path) for path in list(found) if path.startswith("task.")}
+    return recipe.override(found).merge({"task": task})
+
+
+def _compared(recipe: Recipe) -> dict[str, Any]:
+    """Give a recipe's fields without its arms, each column once, whoever named it: the task or the data."""
+    values = recipe.to_dict()
+    del values["arms"]
+    values["data"]["columns"] = recipe.columns
+    values["task"] = {name: value for name, value in values["task"].items() if name not in recipe.task.roles}
+    return values
+
+
+def _differences(path: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _differences(f"{path}.{name}" if path else name, before.get(name), now.get(name))
+    elif before != now:
+        yield f"{path}: the run has {_told(before)}, asked for {_told(now)}"
+
+
+def _told(value: Any) -> str:
+    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
