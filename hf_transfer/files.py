@@ -28,6 +28,9 @@ PREDICTIONS_FILE = "predictions.parquet"
 MODEL_FOLDER = "model"
 SIDECAR_FILE = "hf_transfer.json"
 CARD_FILE = "README.md"
+SEARCH_FILE = "search.json"
+SEARCH_DATABASE = "search.db"
+LOGS_FOLDER = "logs"
 
 
 LEFTOVERS = ".*.tmp-*"

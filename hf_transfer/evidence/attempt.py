@@ -50,13 +50,14 @@ def quick_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path) -> str | None:
+def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path, tracker: str | None = None) -> str | None:
     """Train a cell into its folder; where its training cannot go on, write down why.
 
     Args:
         study: What the cells share.
         cell: Which one.
         run_folder: That its folder lies in.
+        tracker: What the training is logged to, None = nothing.
 
     Returns:
         Why it failed, the same on every process; None where it did not.
@@ -67,7 +68,7 @@ def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path) -> str | Non
     accelerator = study.accelerator
     is_alone = accelerator.num_processes == 1
     try:
-        run_cell(study, cell.arm_name, cell.arm, cell.budget, cell.seed, cell.folder(run_folder))
+        run_cell(study, cell.arm_name, cell.arm, cell.budget, cell.seed, cell.folder(run_folder), tracker)
         return None
     except TrainingError as error:
         if not (is_alone or isinstance(error, SharedTrainingError)):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from hf_transfer.data.hub import EMBEDDED, is_local_dataset
@@ -18,7 +19,7 @@ from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
+from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
@@ -26,6 +27,7 @@ from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 from hf_transfer.training.device import peak_memory_bytes, reset_loss_scale, reset_peak_memory
 from hf_transfer.training.loop import Training
+from hf_transfer.training.tracking import Log, named, tracked
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,14 @@ class TrainedArm:
 
 @contextmanager
 def trained(
-    study: Study, arm: Arm, train_rows: Rows, validation_rows: Rows, more_rows: Sequence[Rows], seed: int, title: str
+    study: Study,
+    arm: Arm,
+    train_rows: Rows,
+    validation_rows: Rows,
+    more_rows: Sequence[Rows],
+    seed: int,
+    title: str,
+    log: Log | None = None,
 ) -> Iterator[TrainedArm]:
     """Build an arm's model, train and validate it; what is read from the cache can be until the block ends.
 
@@ -57,6 +66,7 @@ def trained(
         more_rows: Others that the model will be measured on.
         seed: Draws new parameters, order, augmentation and dropout.
         title: Of the progress bar.
+        log: As of `training.loop.train`.
 
     Raises:
         TrainingError: The loss became no number.
@@ -68,14 +78,17 @@ def trained(
     unused = freeze_unused(model, study.collate(train_rows.layout.windows[:1]))
     counts = count_parameters(model)
     model.to(accelerator.device)
-    with reading_cached(study, model, arm, [train_rows, validation_rows, *more_rows], title) as reading:
-        done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title)
-        validation, _ = evaluate(reading.study, model, reading.rows[1])
-        yield TrainedArm(model, done, validation, reading, *counts, unused)
-    accelerator.free_memory()
+    try:
+        with reading_cached(study, model, arm, [train_rows, validation_rows, *more_rows], title) as reading:
+            done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title, log)
+            validation, _ = evaluate(reading.study, model, reading.rows[1])
+            yield TrainedArm(model, done, validation, reading, *counts, unused)
+    finally:
+        # Of a training that diverged, too: another may follow.
+        accelerator.free_memory()
 
 
-def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, folder: Path) -> dict[str, Any]:
+def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, folder: Path, tracker: str | None = None) -> dict[str, Any]:
     """Train, choose by validation, read test once, and write the cell's folder; `result.json` comes last and marks it whole.
 
     Args:
@@ -85,6 +98,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         budget: Rows, or "all".
         seed: Draws rows, new parameters, order and dropout.
         folder: Where the cell is written, by the main process.
+        tracker: What the training is logged to, None = nothing.
 
     Returns:
         What `result.json` holds.
@@ -92,15 +106,28 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
     Raises:
         TrainingError: The loss became no number.
     """
-    started = time.perf_counter()
     accelerator = study.accelerator
     train_rows, validation_rows = study.draw(budget, seed)
     title = f"{arm_name}  budget {budget}  seed {seed}"
-    with trained(study, arm, train_rows, validation_rows, [study.test], seed, title) as found:
-        test_metrics, predicted = evaluate(found.reading.study, found.model, found.reading.rows[2])
+    step = _describe_step(study, arm_name, arm, budget, seed, len(train_rows))
+    run_folder = folder.parents[2]
+    tracking = tracked(
+        tracker if accelerator.is_main_process else None,
+        study.recipe.name,
+        folder.relative_to(run_folder).as_posix(),
+        _describe_settings(study, arm, step),
+        run_folder / LOGS_FOLDER,
+    )
+    with tracking as log:
+        # A tracker that takes its time to begin is no cost of the training.
+        started = time.perf_counter()
+        with trained(study, arm, train_rows, validation_rows, [study.test], seed, title, log) as found:
+            test_metrics, predicted = evaluate(found.reading.study, found.model, found.reading.rows[2])
+        cost = _cost_of(found, accelerator, time.perf_counter() - started)
+        if log is not None:
+            log(found.training.updates, named("test", test_metrics) | named("cost", cost))
     done = found.training
-    chain = study.architecture.checkpoint.chain if arm.init == "pretrained" else []
-    chain = [*chain, _describe_step(study, arm_name, arm, budget, seed, len(train_rows))]
+    chain = [*(study.architecture.checkpoint.chain if arm.init == "pretrained" else []), step]
     result = {
         "arm": arm_name,
         "init": arm.init,
@@ -112,18 +139,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         "metrics": {"validation": found.validation, "test": test_metrics},
         "settings": asdict(arm),
         "chain": chain,
-        "cost": {
-            "wall_seconds": time.perf_counter() - started,
-            "train_seconds": done.train_seconds,
-            "wait_seconds": done.wait_seconds,
-            "cache_seconds": found.reading.seconds,
-            "updates": done.updates,
-            "rows_seen": done.rows_seen,
-            "tokens_seen": done.tokens_seen,
-            "peak_memory_bytes": peak_memory_bytes(accelerator),
-            "trainable_parameters": found.trainable_parameters,
-            "total_parameters": found.total_parameters,
-        },
+        "cost": cost,
         "out_of_memory": done.out_of_memory,
         "history": done.history,
         "stopped": done.stopped,
@@ -145,6 +161,30 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         _write_cell(study, accelerator.unwrap_model(found.model, keep_fp32_wrapper=False), predicted, result, folder)
     accelerator.wait_for_everyone()
     return result
+
+
+def _cost_of(found: TrainedArm, accelerator: Accelerator, wall_seconds: float) -> dict[str, float]:
+    done = found.training
+    return {
+        "wall_seconds": wall_seconds,
+        "train_seconds": done.train_seconds,
+        "wait_seconds": done.wait_seconds,
+        "cache_seconds": found.reading.seconds,
+        "updates": done.updates,
+        "rows_seen": done.rows_seen,
+        "tokens_seen": done.tokens_seen,
+        "peak_memory_bytes": peak_memory_bytes(accelerator),
+        "trainable_parameters": found.trainable_parameters,
+        "total_parameters": found.total_parameters,
+    }
+
+
+def _describe_settings(study: Study, arm: Arm, step: dict[str, Any]) -> dict[str, Any]:
+    """Give what a tracker keeps beside a training: its step, the arm's settings and the recipe's; no name of a label."""
+    training = asdict(study.recipe.training)
+    if isinstance(training["class_weights"], dict):
+        training["class_weights"] = "by label"
+    return {"step": step, "arm": asdict(arm), "training": training}
 
 
 def _describe_step(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, num_rows: int) -> dict[str, Any]:

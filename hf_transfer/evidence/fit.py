@@ -17,12 +17,15 @@ from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
 from hf_transfer.training.regularization import StartingPoint, Unfreezing
+from hf_transfer.training.tracking import Log
 
 MIN_ROWS_TO_CHOOSE = 50
 """Validation rows below which neither early stopping nor the best state is chosen: the loss is too noisy there."""
 
 
-def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: Rows, seed: int, title: str) -> Training:
+def fit(
+    study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: Rows, seed: int, title: str, log: Log | None = None
+) -> Training:
     """Train an arm's model.
 
     Args:
@@ -33,6 +36,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         validation_rows: That choose the state kept, where they are enough.
         seed: Draws order, augmentation and dropout.
         title: Of the progress bar.
+        log: As of `loop.train`.
 
     Raises:
         TrainingError: The loss became no number.
@@ -61,6 +65,7 @@ def fit(study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: R
         starting_point=starting_point,
         num_workers=study.num_workers,
         plain_kernels=settings.activation_checkpointing or settings.compile,
+        log=log,
         title=title,
     )
 

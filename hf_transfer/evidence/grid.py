@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from hf_transfer.files import (
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
+from hf_transfer.training.tracking import check_tracker
 
 Value = TypeVar("Value")
 
@@ -61,6 +63,12 @@ def run_grid(
     if settings.resume and (earlier := _on_main(accelerator, lambda: read_earlier(output_dir))):
         recipe, settings = go_on(earlier, recipe, settings, output_dir)
     arms, budgets, seeds = settings.arms, settings.budgets, settings.seeds
+    if settings.tracker is not None:
+        check_tracker(settings.tracker)
+    if settings.search is not None:
+        from hf_transfer.evidence.search import check_search_storage, search_arms
+
+        check_search_storage(settings, accelerator)
     study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only)
     with _open_run_folder(output_dir, settings.resume, accelerator):
         cells = [PlannedCell(arm, study.recipe.arms[arm], budget, seed) for budget, seed, arm in itertools.product(budgets, seeds, arms)]
@@ -68,6 +76,9 @@ def run_grid(
         if accelerator.is_main_process:
             _begin(study, settings, output_dir, cells, left)
         accelerator.wait_for_everyone()
+        if settings.search is not None and left:
+            chosen = search_arms(study, settings, output_dir)
+            left = [replace(cell, arm=chosen[cell.arm_name, cell.budget]) for cell in left]
         failed = _train(study, left, settings, output_dir, local_files_only)
         if len(failed) == len(cells):
             raise TrainingError(f"no training of the run could be finished; the first: {failed[0]['error']}")
@@ -109,7 +120,7 @@ def _train(
     if settings.parallel > 1:
         attempts = train_in_workers(study, cells, settings, output_dir, local_files_only)
     else:
-        attempts = ((cell, attempt_cell(study, cell, output_dir)) for cell in cells)
+        attempts = ((cell, attempt_cell(study, cell, output_dir, settings.tracker)) for cell in cells)
     failed = []
     with closing(attempts), quick_collections():
         for number, (cell, error) in enumerate(attempts, 1):

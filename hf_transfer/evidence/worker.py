@@ -42,7 +42,7 @@ def main() -> None:
                 while True:
                     cell = told.get()
                     planned = PlannedCell(cell["arm_name"], Arm(**cell["arm"]), cell["budget"], cell["seed"])
-                    answer(failure=attempt_cell(study, planned, Path(job["run_folder"])))
+                    answer(failure=attempt_cell(study, planned, Path(job["run_folder"]), settings.tracker))
         except TransferError as error:
             answer(refused=str(error), kind=type(error).__name__)
         except Exception:

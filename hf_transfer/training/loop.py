@@ -20,8 +20,11 @@ from hf_transfer.training.optimization import rate_factor, set_learning_rate
 from hf_transfer.training.plan import UpdatePlan
 from hf_transfer.training.progress import Progress
 from hf_transfer.training.regularization import StartingPoint, Unfreezing
+from hf_transfer.training.tracking import Log, named
 
 Validate = Callable[[nn.Module], dict[str, Any]]
+LOG_EVERY = 10
+"""Updates from one logged loss to the next."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ def train(
     starting_point: StartingPoint | None = None,
     num_workers: int = 0,
     plain_kernels: bool = False,
+    log: Log | None = None,
     title: str = "training",
 ) -> Training:
     """Train a model through every update of a plan.
@@ -88,6 +92,7 @@ def train(
         starting_point: Pulls the backbone towards the checkpoint's weights; None = nothing does.
         num_workers: Processes that read the input ahead; 0 = none.
         plain_kernels: Leave dropout and attention on a CPU to torch: what is compiled, or computed again in the backward, must.
+        log: Is told the loss of every tenth update, and what is known after an epoch; None = nobody is.
         title: Of the progress bar.
 
     Raises:
@@ -138,6 +143,8 @@ def train(
             done.train_seconds += time.perf_counter() - started
             epoch_loss, epoch_weight = epoch_loss + loss * weight, epoch_weight + weight
             progress.advance(num_rows, num_tokens, done.train_seconds, done.wait_seconds if num_workers else None)
+            if log is not None and (update + 1) % LOG_EVERY == 0:
+                log(update + 1, {"train/update_loss": loss, "train/learning_rate": rate})
 
             if (update + 1) % plan.updates_per_epoch == 0:
                 epoch = plan.epoch_of(update) + 1
@@ -151,6 +158,10 @@ def train(
                         "validation": validation,
                     }
                 )
+                if log is not None:
+                    speed = {"train/rows_per_second": done.rows_seen / done.train_seconds}
+                    epoch_values = {"train/loss": epoch_loss / epoch_weight, "train/epoch": epoch, "train/learning_rate": rate}
+                    log(update + 1, epoch_values | speed | named("validation", validation))
                 progress.epoch(epoch, plan.num_epochs, epoch_loss / epoch_weight, validation.get("loss"))
                 if restore_best:
                     best.offer(validation["loss"], epoch)
