@@ -1,18 +1,16 @@
 """Every cell of a run, arms x budgets x seeds, and the comparison at its end."""
 
 import itertools
-import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from hf_transfer.errors import TrainingError, TransferError
+from hf_transfer.errors import TrainingError
 from hf_transfer.evidence.attempt import PlannedCell, attempt_cell, describe_failure, quick_collections
 from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.errors import describe_chosen
@@ -36,9 +34,8 @@ from hf_transfer.files import (
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
+from hf_transfer.training.processes import on_main_process, say
 from hf_transfer.training.tracking import check_tracker
-
-Value = TypeVar("Value")
 
 
 def run_grid(
@@ -60,7 +57,7 @@ def run_grid(
     """
     accelerator = make_accelerator(recipe.training.precision)
     check_parallel(settings.parallel, accelerator)
-    if settings.resume and (earlier := _on_main(accelerator, lambda: read_earlier(output_dir))):
+    if settings.resume and (earlier := on_main_process(accelerator, lambda: read_earlier(output_dir))):
         recipe, settings = go_on(earlier, recipe, settings, output_dir)
     arms, budgets, seeds = settings.arms, settings.budgets, settings.seeds
     if settings.tracker is not None:
@@ -72,7 +69,7 @@ def run_grid(
     study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only)
     with _open_run_folder(output_dir, settings.resume, accelerator):
         cells = [PlannedCell(arm, study.recipe.arms[arm], budget, seed) for budget, seed, arm in itertools.product(budgets, seeds, arms)]
-        left = _on_main(accelerator, lambda: clear_unfinished(output_dir, study, cells))
+        left = on_main_process(accelerator, lambda: clear_unfinished(output_dir, study, cells))
         if accelerator.is_main_process:
             _begin(study, settings, output_dir, cells, left)
         accelerator.wait_for_everyone()
@@ -100,7 +97,7 @@ def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequenc
     write_json(output_dir / HYGIENE_FILE, hygiene)
     finished_before = [cell for cell in cells if cell not in left]
     mixture = mixture_notes(output_dir, finished_before, study.accelerator) if left else []
-    _say(_describe(study, len(left), len(cells), output_dir, [*overlap_notes(hygiene), *mixture]))
+    say(study.accelerator, _describe(study, len(left), len(cells), output_dir, [*overlap_notes(hygiene), *mixture]))
 
 
 def _conclude(study: Study, settings: RunSettings, output_dir: Path, failed: Sequence[dict[str, Any]]) -> None:
@@ -124,13 +121,11 @@ def _train(
     failed = []
     with closing(attempts), quick_collections():
         for number, (cell, error) in enumerate(attempts, 1):
-            if error is None:
-                told = _describe_cell(cell, output_dir, study.metrics.names[0]) if study.accelerator.is_main_process else ""
-            else:
+            if error is not None:
                 failed.append((cell, error))
-                told = f"failed: {cell}: {error}"
             if study.accelerator.is_main_process:
-                _say(f"{number} of {len(cells)} {told}")
+                told = _describe_cell(cell, output_dir, study.metrics.names[0]) if error is None else f"failed: {cell}: {error}"
+                say(study.accelerator, f"{number} of {len(cells)} {told}")
     return [describe_failure(cell, error) for cell, error in sorted(failed, key=lambda one: cells.index(one[0]))]
 
 
@@ -147,22 +142,8 @@ def _open_run_folder(output_dir: Path, resume: bool, accelerator: Accelerator) -
             (check_writable if resume else claim_run_folder)(output_dir)
             stack.enter_context(held(output_dir))
 
-        _on_main(accelerator, take)
+        on_main_process(accelerator, take)
         yield
-
-
-def _on_main(accelerator: Accelerator, do: Callable[[], Value]) -> Value:
-    """Give what the main process finds, on every process; where it raises a user's mistake, all raise it."""
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            found = [do(), None]
-        except TransferError as error:
-            found = [None, error]
-    value, failure = broadcast_object_list(found)
-    if failure is not None:
-        raise failure
-    return value
 
 
 def _describe(study: Study, num_left: int, num_cells: int, output_dir: Path, mixture: Sequence[str]) -> str:
@@ -184,7 +165,3 @@ def _describe_cell(cell: PlannedCell, output_dir: Path, metric: str) -> str:
     validation, kept = result["metrics"]["validation"], result["best_epoch"]
     state = f"epoch {kept} kept" if kept else "last state kept"
     return f"done: {cell}: validation {metric} {validation[metric]:.3f}, {state}, {result['cost']['wall_seconds']:.0f} s"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

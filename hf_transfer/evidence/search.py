@@ -10,17 +10,14 @@ import hashlib
 import itertools
 import json
 import math
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from hf_transfer.errors import CheckpointError, TrainingError, TransferError
+from hf_transfer.errors import CheckpointError, TrainingError
 from hf_transfer.evidence.arms import check_arm
 from hf_transfer.evidence.cell import trained
 from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
@@ -30,6 +27,7 @@ from hf_transfer.evidence.study import Rows, Study
 from hf_transfer.files import SEARCH_DATABASE, SEARCH_FILE, read_json, write_json
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget, RunSettings
+from hf_transfer.training.processes import on_main_process, say
 
 UNCOMPARED = ("micro_batch_tokens", "num_workers", "activation_checkpointing", "compile", "precision")
 """Training settings that two searches may differ in and still be one: they change how an update is computed. The precision that "auto"
@@ -45,7 +43,7 @@ def check_search_storage(settings: RunSettings, accelerator: Accelerator) -> Non
     """
     url = settings.search_storage
     if url is not None:
-        _on_main_process(accelerator, lambda: open_storage(url).engine.dispose())
+        on_main_process(accelerator, lambda: open_storage(url).engine.dispose())
 
 
 def search_arms(study: Study, settings: RunSettings, run_folder: Path) -> dict[tuple[str, Budget], Arm]:
@@ -66,7 +64,7 @@ def search_arms(study: Study, settings: RunSettings, run_folder: Path) -> dict[t
     accelerator, path = study.accelerator, run_folder / SEARCH_FILE
     url = settings.search_storage or file_url(run_folder / SEARCH_DATABASE)
     told = without_password(url) if settings.search_storage else SEARCH_DATABASE
-    done = _on_main_process(accelerator, lambda: read_json(path)["searches"] if path.is_file() else [])
+    done = on_main_process(accelerator, lambda: read_json(path)["searches"] if path.is_file() else [])
     entries = {(entry["arm"], entry["budget"]): entry for entry in done}
     chosen = {}
     for budget, name in itertools.product(settings.budgets, settings.arms):
@@ -136,7 +134,7 @@ def _run(study: Study, search: _Search, url: str, is_shared: bool) -> dict[str, 
     train_rows, validation_rows = study.draw(search.budget, search.seed)
     title = f"search {search.arm_name}, budget {search.budget}"
     if len(validation_rows) < MIN_ROWS_TO_CHOOSE:
-        _say(
+        say(
             accelerator,
             f"note: {title}: its trials are compared on {len(validation_rows)} validation rows, below {MIN_ROWS_TO_CHOOSE}: much of "
             "what they choose is chance",
@@ -150,16 +148,16 @@ def _run(study: Study, search: _Search, url: str, is_shared: bool) -> dict[str, 
             opened[0].give_up_running()
 
     try:
-        _on_main_process(accelerator, begin)
-        while asked := _on_main_process(accelerator, lambda: opened[0].ask()):
+        on_main_process(accelerator, begin)
+        while asked := on_main_process(accelerator, lambda: opened[0].ask()):
             number, params = asked
             started = time.perf_counter()
             trial_title = f"{title}, trial {number + 1} of {search.num_trials}"
             loss = _validation_loss(study, arm_with(search.arm, params), train_rows, validation_rows, search.seed, trial_title)
-            _on_main_process(accelerator, functools.partial(_tell, opened, loss))
+            on_main_process(accelerator, functools.partial(_tell, opened, loss))
             outcome = "diverged" if loss == math.inf else f"validation loss {loss:.4f}"
-            _say(accelerator, f"{trial_title}: {outcome} ({_describe(params)}), {time.perf_counter() - started:.0f} s")
-        trials: list[Trial] = _on_main_process(accelerator, lambda: opened[0].finished())
+            say(accelerator, f"{trial_title}: {outcome} ({_describe(params)}), {time.perf_counter() - started:.0f} s")
+        trials: list[Trial] = on_main_process(accelerator, lambda: opened[0].finished())
     finally:
         for database in opened:
             database.close()
@@ -175,11 +173,9 @@ def _run(study: Study, search: _Search, url: str, is_shared: bool) -> dict[str, 
     best, own = entry["chosen"], trials[0]
     if best["number"]:
         against = "diverged" if own.validation_loss is None else f"{own.validation_loss:.4f}"
-        _say(
-            accelerator, f"{title}: {_describe(best['params'])}: validation loss {best['validation_loss']:.4f}, the recipe's own {against}"
-        )
+        say(accelerator, f"{title}: {_describe(best['params'])}: validation loss {best['validation_loss']:.4f}, the recipe's own {against}")
     else:
-        _say(accelerator, f"{title}: no trial was better than the recipe's own values")
+        say(accelerator, f"{title}: no trial was better than the recipe's own values")
     return entry
 
 
@@ -199,24 +195,5 @@ def _validation_loss(study: Study, arm: Arm, train_rows: Rows, validation_rows: 
         return math.inf
 
 
-def _on_main_process(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
-    """Do something on the main process; every process gets what it gave, or raises the user's mistake that it raised."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except TransferError as error:
-            outcome[1] = error
-    result, failure = broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    return result
-
-
 def _describe(params: dict[str, Any]) -> str:
     return ", ".join(f"{field} {value:.3g}" for field, value in params.items())
-
-
-def _say(accelerator: Accelerator, text: str) -> None:
-    if accelerator.is_main_process:
-        print(text, file=sys.stderr, flush=True)

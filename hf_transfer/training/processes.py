@@ -1,0 +1,32 @@
+"""What one of several processes does for all."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from hf_transfer.errors import TransferError
+
+Value = TypeVar("Value")
+
+
+def on_main_process(accelerator: Accelerator, do: Callable[[], Value]) -> Value:
+    """Give what the main process finds, on every process; where it raises a user's mistake, all raise it."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found = [do(), None]
+        except TransferError as error:
+            found = [None, error]
+    value, failure = broadcast_object_list(found)
+    if failure is not None:
+        raise failure
+    return value
+
+
+def say(accelerator: Accelerator, text: str) -> None:
+    """Tell a person, once."""
+    if accelerator.is_main_process:
+        print(text, file=sys.stderr, flush=True)
