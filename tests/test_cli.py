@@ -107,6 +107,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
         (["run", "text", "--embedded"], "recipe text names no data: give --dataset"),
         (["run", "text", "--embedded", "--dataset", "reviews.csv"], "no file or folder reviews.csv"),
         (["run", "newsgroups", "--embedded", "--precision", "fp16"], "precision fp16 needs a GPU"),
+        (["run", "newsgroups", "--embedded", "--parallel", "999"], "parallel 999 needs as many "),
     ],
 )
 def test_a_mistake_on_the_command_line(run: Run, words: list[str], message: str) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,12 @@ from hf_transfer.files import (
     atomic_folder,
     cell_folder,
     claim_run_folder,
+    held,
+    holds_something,
     read_json,
+    remove_folder,
     run_folder_of,
+    sweep,
     write_json,
 )
 
@@ -52,6 +57,45 @@ def test_a_run_folder_is_claimed_once(tmp_path: Path) -> None:
         claim_run_folder(tmp_path / "notes/mine.txt")
     with pytest.raises(RunFolderError, match="cannot write to output folder .*Not a directory"):
         claim_run_folder(tmp_path / "notes/mine.txt/run")
+
+
+def test_leftovers_are_nothing_and_are_swept(tmp_path: Path) -> None:
+    assert not holds_something(tmp_path / "none")
+    cell = cell_folder(tmp_path, "lora", 128, 0)
+    (tmp_path / ".recipe.yaml.tmp-1").write_text("half")
+    assert not holds_something(tmp_path)
+    claim_run_folder(tmp_path)
+    (cell / ".model.tmp-abc/deep").mkdir(parents=True)
+    (cell / ".model.tmp-abc/.weights.tmp-1").write_text("half")
+    (cell / "notes.tmp-1").write_text("keep")
+    assert holds_something(tmp_path)
+    sweep(tmp_path)
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [Path("lora/budget-128/seed-0/notes.tmp-1")]
+    remove_folder(cell)
+    assert list(cell.parent.iterdir()) == []
+
+
+def test_a_removed_folder_has_another_name_before_its_first_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell/result.json").write_text("{}")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        remove_folder(tmp_path / "cell")
+    assert not (tmp_path / "cell").exists()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_held_by_one_until_its_block_ends(tmp_path: Path) -> None:
+    with held(tmp_path):
+        with pytest.raises(RunFolderError, match="another process is writing"), held(tmp_path):
+            pass
+    with held(tmp_path):
+        pass
 
 
 def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils.memory import should_reduce_batch_size
 
 from hf_transfer.errors import SharedTrainingError, TrainingError, first_line
-from hf_transfer.evidence.cell import run_cell
+from hf_transfer.evidence.cell import run_cell, title_of
 from hf_transfer.evidence.study import Study
 from hf_transfer.files import FAILURE_FILE, cell_folder, remove_folder, write_json
 from hf_transfer.recipe import Arm
@@ -73,12 +73,12 @@ def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path, tracker: str
     except TrainingError as error:
         if not (is_alone or isinstance(error, SharedTrainingError)):
             raise
-        failure = str(error)
+        failure = str(error).removeprefix(f"{title_of(cell.arm_name, cell.budget, cell.seed)}: ")
     except (MemoryError, RuntimeError) as error:
         if not (is_alone and (isinstance(error, MemoryError) or should_reduce_batch_size(error))):
             raise
         failure = (
-            f"{cell}: memory does not suffice ({first_line(error)}): take shorter rows (--max-length), a smaller checkpoint, arm lora or "
+            f"memory does not suffice ({first_line(error)}): take shorter rows (--max-length), a smaller checkpoint, arm lora or "
             "head, or --activation-checkpointing"
         )
     # The failed model is only freed now that the error, which holds its frames, is gone.

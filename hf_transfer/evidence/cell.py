@@ -108,7 +108,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
     """
     accelerator = study.accelerator
     train_rows, validation_rows = study.draw(budget, seed)
-    title = f"{arm_name}  budget {budget}  seed {seed}"
+    title = title_of(arm_name, budget, seed)
     step = _describe_step(study, arm_name, arm, budget, seed, len(train_rows))
     run_folder = folder.parents[2]
     tracking = tracked(
@@ -161,6 +161,11 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         _write_cell(study, accelerator.unwrap_model(found.model, keep_fp32_wrapper=False), predicted, result, folder)
     accelerator.wait_for_everyone()
     return result
+
+
+def title_of(arm_name: str, budget: Budget, seed: int) -> str:
+    """Give what the progress and the errors of a cell's training are headed by."""
+    return f"{arm_name}  budget {budget}  seed {seed}"
 
 
 def _cost_of(found: TrainedArm, accelerator: Accelerator, wall_seconds: float) -> dict[str, float]:

@@ -106,14 +106,10 @@ def train_in_workers(
             ready = {key.data for key, _ in selector.select(LOOK_SECONDS)}
             for slot, worker in list(workers.items()):
                 line = worker.answers.readline() if slot in ready else b""
-                if line.endswith(b"\n"):
-                    failure = _understood(json.loads(line), worker)
-                    is_dead = False
-                elif slot in ready or worker.process.poll() is not None:
-                    failure = _found_dead(worker, run_folder)
-                    is_dead = True
-                else:
+                is_dead = not line.endswith(b"\n") and (slot in ready or worker.process.poll() is not None)
+                if not line and not is_dead:
                     continue
+                failure = _found_dead(worker, run_folder) if is_dead else _understood(json.loads(line), worker)
                 if waiting and not is_dead:
                     workers[slot] = _given(worker, waiting.pop(0))
                 else:
@@ -207,23 +203,29 @@ def _found_dead(worker: _Worker, run_folder: Path) -> str | None:
     """Give why the cell of a worker that has ended failed, and write it down; None where it was finished by then."""
     with suppress(subprocess.TimeoutExpired):
         worker.process.wait(PATIENCE_SECONDS)
+    code = worker.process.returncode
+    # From here on nobody writes to the cell's folder but this process.
+    _kill(worker)
     if (worker.cell.folder(run_folder) / RESULT_FILE).is_file():
         return None
-    code = worker.process.returncode
     how = "closed its pipe" if code is None else f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
+    failure = f"the process that trained it {how}"
     worker.printed.seek(max(0, worker.printed.seek(0, os.SEEK_END) - TAIL_BYTES))
     if printed := worker.printed.read().decode(errors="replace").strip():
-        print(f"{worker.cell}: the process that trained it {how}; it printed last:\n{printed}", file=sys.stderr)
-    failure = f"{worker.cell}: the process that trained it {how}"
+        print(f"{worker.cell}: {failure}; it printed last:\n{printed}", file=sys.stderr)
     write_failure(worker.cell, failure, run_folder)
     return failure
 
 
-def _end(worker: _Worker) -> None:
-    """End a worker at once, with all that it has forked; what it was writing is swept when the run is resumed."""
+def _kill(worker: _Worker) -> None:
+    """Kill a worker with all that it has forked; what it was writing is swept when the run is resumed."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.wait()
+
+
+def _end(worker: _Worker) -> None:
+    _kill(worker)
     assert worker.process.stdin is not None
     for file in (worker.process.stdin, worker.answers, worker.printed):
         with suppress(BrokenPipeError):

@@ -214,6 +214,7 @@ def test_a_training_that_fails_leaves_the_others_be_and_is_tried_again(topics_re
     assert comparison.failed == written
     for seed, entry in enumerate(written):
         assert {name: entry[name] for name in ("arm", "budget", "seed")} == {"arm": "wild", "budget": 30, "seed": seed}
+        assert entry["error"].startswith("the model predicts") or entry["error"].startswith("the loss of update")
         assert "is no finite number: lower the learning rate" in entry["error"]
         assert os.listdir(folder / f"wild/budget-30/seed-{seed}") == ["failure.json"]
     assert {entry["arm"] for entry in comparison.values["arms"]} == {"head"}
@@ -270,7 +271,7 @@ def test_want_of_memory_fails_one_cell(topics_recipe: ht.Recipe, tmp_path: Path,
     comparison = ht.run(topics_recipe, output_dir=tmp_path / "run", **GRID)
     (failed,) = comparison.failed
     assert (failed["arm"], failed["seed"]) == ("head", 0)
-    assert failed["error"].startswith("head, budget 30, seed 0: memory does not suffice")
+    assert failed["error"].startswith("memory does not suffice")
     assert os.listdir(tmp_path / "run/head/budget-30/seed-0") == ["failure.json"]
     assert len(comparison.cells()) == 3
 

@@ -17,7 +17,7 @@ import hf_transfer as ht
 from hf_transfer.errors import ConfigError, DataError
 from hf_transfer.evidence import grid, workers
 from hf_transfer.evidence.workers import check_parallel, visible_devices, worker_environment
-from tests.evidence.conftest import GRID, finished, stamps, untimed, wait_for
+from tests.evidence.conftest import GRID, finished, untimed, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_cells_trained_at_once_are_those_trained_one_by_one_though_a_worker_is_k
     asked = GRID | {"arms": ["full", "scratch", "wild", "head"]}
     comparison = ht.run(topics_recipe, output_dir=tmp_path / "at-once", parallel=2, **asked)
     assert [(entry["arm"], entry["seed"]) for entry in comparison.failed] == [("full", 0), ("wild", 0), ("wild", 1)]
-    assert comparison.failed[0]["error"] == "full, budget 30, seed 0: the process that trained it was killed (signal 9)"
+    assert comparison.failed[0]["error"] == "the process that trained it was killed (signal 9)"
     assert json.loads((tmp_path / "at-once/full/budget-30/seed-0/failure.json").read_text()) == comparison.failed[0]
     assert "is no finite number" in comparison.failed[1]["error"]
     for cell in finished(whole.folder):
@@ -78,7 +78,8 @@ def test_no_worker_outlives_the_run(background: Callable[..., subprocess.Popen[s
     found: list[str] = []
     wait_for(lambda: found.extend(children.read_text().split()) or is_training(found), process)
     process.send_signal(how)
-    limit = time.monotonic() + 10
+    # One that still imports torch looks up when it has.
+    limit = time.monotonic() + 60
     while any(is_alive(int(child)) for child in found):
         assert time.monotonic() < limit, "a worker is left over"
         time.sleep(0.05)
@@ -103,31 +104,26 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_mistake_and_a_bug_in_a_worker_end_the_run(
-    topics_recipe: ht.Recipe, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_and_a_bug_in_a_worker_end_the_run(topics_recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = grid.train_in_workers
 
-    def train_other_data(study: Any, *arguments: Any) -> Any:
+    def train_on_other_data(study: Any, *arguments: Any) -> Any:
         recipe = study.recipe.override({"data.source": str(tmp_path / "gone")})
         return train(SimpleNamespace(recipe=recipe, num_workers=0, accelerator=study.accelerator), *arguments)
 
-    before = stamps(copied)
-    with monkeypatch.context() as patch, pytest.raises(DataError, match="gone"):
-        patch.setattr(grid, "train_in_workers", train_other_data)
-        ht.run(topics_recipe, arms=["full"], budgets=[30], output_dir=copied, resume=True, parallel=2)
-
-    def train_in_the_way(study: Any, cells: Any, settings: Any, folder: Path, *arguments: Any) -> Any:
-        for cell in cells:
-            cell.folder(folder).mkdir(parents=True)
+    def train_where_something_lies(study: Any, cells: Any, settings: Any, folder: Path, *arguments: Any) -> Any:
+        (cell,) = cells
+        cell.folder(folder).mkdir(parents=True)
         return train(study, cells, settings, folder, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"(?s)found a bug:.*Traceback.*FileExistsError"):
-        patch.setattr(grid, "train_in_workers", train_in_the_way)
-        ht.run(topics_recipe, arms=["full"], budgets=[30], output_dir=copied, resume=True, parallel=2)
-    assert {name: stamp for name, stamp in stamps(copied).items() if name in before and name != "recipe.yaml"} == {
-        name: stamp for name, stamp in before.items() if name != "recipe.yaml"
-    }
+    for name, error, message, wrong_train in (
+        ("mistake", DataError, "gone", train_on_other_data),
+        ("bug", RuntimeError, r"(?s)found a bug:.*Traceback.*FileExistsError", train_where_something_lies),
+    ):
+        monkeypatch.setattr(grid, "train_in_workers", wrong_train)
+        with pytest.raises(error, match=message):
+            ht.run(topics_recipe, arms=["full"], budgets=[30], output_dir=tmp_path / name, parallel=2)
+        assert not finished(tmp_path / name)
 
 
 def test_more_workers_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
