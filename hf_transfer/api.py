@@ -17,7 +17,7 @@ from hf_transfer.errors import (
 )
 from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cache_limit_bytes, cell_folder, model_folder_of, read_json
 from hf_transfer.recipe import Recipe, read_yaml
-from hf_transfer.run_settings import RunSettings, check_settings
+from hf_transfer.run_settings import RunSettings, check_settings, recorded_settings
 
 if TYPE_CHECKING:
     from hf_transfer.evaluation.table_prediction import TablePrediction
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def run(
     recipe: Recipe,
     arms: Sequence[str] | None = None,
-    budgets: Sequence[int | str] = ("all",),
-    seeds: Sequence[int] = (0,),
+    budgets: Sequence[int | str] | None = None,
+    seeds: Sequence[int] | None = None,
     output_dir: str | Path | None = None,
     max_test_rows: int | None = None,
     *,
@@ -46,8 +46,8 @@ def run(
     Args:
         recipe: What to train.
         arms: Names of its arms; None = scratch, head, lora and full, as far as it has them.
-        budgets: Numbers of labelled rows (training and validation together), or "all".
-        seeds: One training each.
+        budgets: Numbers of labelled rows (training and validation together), or "all"; None = "all".
+        seeds: One training each; None = 0.
         output_dir: The run folder, which must not hold anything yet unless `resume`; None = `runs/NAME`.
         max_test_rows: Size of a fixed random sample of the test rows; None = all.
         search: Trials that every arm gets at every budget to find its hyperparameters, chosen by validation loss; None = the recipe's.
@@ -55,19 +55,21 @@ def run(
         parallel: Cells trained at once, each on a device of its own.
         tracker: "tensorboard", "wandb", "mlflow" or "trackio", whichever is installed; None = none.
         private_data: Write no text or image of the data into the run folder.
-        resume: Go on with the run in `output_dir`: finished cells stay; more arms, budgets or seeds may be asked for.
+        resume: Go on with the run in `output_dir`: finished cells stay; more arms, budgets or seeds may be asked for, and what is None
+            is as that run has it.
 
     Raises:
         TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or no training that could be finished.
             One that could not leaves the others be: see `Comparison.failed`.
     """
+    folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
+    asked = {"arms": arms, "budgets": budgets, "seeds": seeds, "max_test_rows": max_test_rows, "search": search}
+    if resume is True:
+        recorded = recorded_settings(folder)
+        asked = {name: recorded.get(name) if value is None else value for name, value in asked.items()}
     settings = _check_run(
         recipe,
-        arms,
-        budgets,
-        seeds,
-        max_test_rows,
-        search=search,
+        **asked,
         search_storage=search_storage,
         parallel=parallel,
         tracker=tracker,
@@ -78,7 +80,6 @@ def run(
     from hf_transfer.evidence.grid import run_grid
     from hf_transfer.publish.card import write_card
 
-    folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
     run_grid(recipe, settings, folder, local_files_only=_cache_only(recipe))
     comparison = Comparison(folder)
     if os.environ.get("RANK", "0") == "0":
@@ -90,8 +91,8 @@ def run(
 def validate(
     recipe: Recipe,
     arms: Sequence[str] | None = None,
-    budgets: Sequence[int | str] = ("all",),
-    seeds: Sequence[int] = (0,),
+    budgets: Sequence[int | str] | None = None,
+    seeds: Sequence[int] | None = None,
     max_test_rows: int | None = None,
 ) -> "Findings":
     """Check everything that `run` with the same arguments would need, without training; `print` what comes back.
@@ -109,8 +110,8 @@ def validate(
 def tune(
     recipe: Recipe,
     arms: Sequence[str] | None = None,
-    budgets: Sequence[int | str] = ("all",),
-    seeds: Sequence[int] = (0,),
+    budgets: Sequence[int | str] | None = None,
+    seeds: Sequence[int] | None = None,
     max_test_rows: int | None = None,
 ) -> "MicroBatchRates":
     """Measure which size of micro-batch is fastest on this machine, on the arm that trains most; `print` what comes back.

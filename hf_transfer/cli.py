@@ -154,7 +154,11 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
     """Run a recipe and print the comparison."""
     if flags.output_dir == "":
         raise ConfigError("--output-dir must not be empty")
-    comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
+    try:
+        comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished stays where it is, and --resume goes on from there", file=sys.stderr)
+        sys.exit(130)
     if os.environ.get("RANK", "0") == "0":
         if flags.json:
             print(json.dumps(comparison.values, indent=2, ensure_ascii=False), flush=True)
@@ -197,6 +201,6 @@ def _exit(command: Any) -> NoReturn:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: what was finished stays where it is, and --resume goes on from there", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from hf_transfer.errors import ConfigError, did_you_mean, listed
-from hf_transfer.recipe import DEFAULT_ARMS, Recipe
+from hf_transfer.files import RECIPE_FILE
+from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 Budget = int | Literal["all"]
 """Labelled rows an arm may use, training and validation together."""
@@ -44,8 +46,8 @@ class RunSettings:
 def check_settings(
     recipe: Recipe,
     arms: Sequence[str] | None = None,
-    budgets: Sequence[int | str] = ("all",),
-    seeds: Sequence[int] = (0,),
+    budgets: Sequence[int | str] | None = None,
+    seeds: Sequence[int] | None = None,
     max_test_rows: int | None = None,
     *,
     search: int | None = None,
@@ -74,8 +76,8 @@ def check_settings(
             raise ConfigError(f"{name} must be true or false, found {flag!r}")
     return RunSettings(
         checked_arms,
-        _check_budgets(budgets),
-        _check_seeds(seeds),
+        _check_budgets(("all",) if budgets is None else budgets),
+        _check_seeds((0,) if seeds is None else seeds),
         max_test_rows,
         search,
         search_storage,
@@ -84,6 +86,15 @@ def check_settings(
         private_data,
         resume,
     )
+
+
+def recorded_settings(run_folder: Path) -> dict[str, Any]:
+    """Give the `run` section of the recipe.yaml that a run folder holds, unchecked; nothing where there is none to be read."""
+    try:
+        section = read_yaml(run_folder / RECIPE_FILE).get("run")
+    except ConfigError:
+        return {}
+    return section if isinstance(section, dict) else {}
 
 
 def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:

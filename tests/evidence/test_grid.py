@@ -86,6 +86,9 @@ def test_a_finished_run_is_shown_again_and_more_cells_are_added(
     assert whole.table() in out
     assert_is_whole(copied, whole)
 
+    ht.run(topics_recipe, output_dir=copied, resume=True)
+    assert_is_whole(copied, whole)  # What is not named is as the run has it: not the budget "all", not all arms.
+
     wider = ht.run(topics_recipe, arms=["full"], budgets=[40], seeds=[2], output_dir=copied, resume=True)
     section = yaml.safe_load((copied / "recipe.yaml").read_text())["run"]
     assert (section["arms"], section["budgets"], section["seeds"]) == (["scratch", "head", "full"], [30, 40], [0, 1, 2])
@@ -305,11 +308,11 @@ def breaking(monkeypatch: pytest.MonkeyPatch, error: BaseException, at: int) -> 
     """Let one cell, counted from 0, break after it has written half of its folder."""
     run_cell, tried = attempt.run_cell, itertools.count()
 
-    def run_or_break(study: Any, arm_name: str, arm: ht.Arm, budget: Any, seed: int, folder: Path) -> dict[str, Any]:
+    def run_or_break(study: Any, arm_name: str, arm: ht.Arm, budget: Any, seed: int, folder: Path, *rest: Any) -> dict[str, Any]:
         if next(tried) == at:
             folder.mkdir(parents=True)
             (folder / "predictions.parquet").write_text("half")
             raise error
-        return run_cell(study, arm_name, arm, budget, seed, folder)
+        return run_cell(study, arm_name, arm, budget, seed, folder, *rest)
 
     monkeypatch.setattr(attempt, "run_cell", run_or_break)
