@@ -78,14 +78,21 @@ def test_publish_reads_run_folders_and_knows_nothing_of_evidence() -> None:
         assert not [name for name in imported(path) if name.startswith("hf_transfer.evidence")], path
 
 
+def siblings_of(folder: Path) -> dict[str, set[str]]:
+    """Give what stands in a folder, modules and folders of modules, and which of the others each imports."""
+    prefix = ".".join((PACKAGE.name, *folder.relative_to(PACKAGE).parts, ""))
+    graph: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        here = path.relative_to(folder).parts[0].removesuffix(".py")
+        needs = {name.removeprefix(prefix).split(".")[0] for name in imported(path) if name.startswith(prefix)}
+        graph[here] = graph.get(here, set()) | (needs - {here})
+    return graph
+
+
 def test_siblings_import_downward_only() -> None:
-    for folder in (path for path in PACKAGE.iterdir() if path.is_dir() and path.name in ORDER):
-        graph = {
-            path.stem: {
-                name.split(".")[2] for name in imported(path) if name.startswith(f"hf_transfer.{folder.name}.") and name.count(".") > 1
-            }
-            for path in folder.glob("*.py")
-        }
+    rooms = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name in ORDER]
+    for folder in [*rooms, *(path.parent for room in rooms for path in room.glob("*/__init__.py"))]:
+        graph = siblings_of(folder)
         done: set[str] = set()
         while ready := [name for name, needs in graph.items() if name not in done and needs <= done]:
             done |= set(ready)
