@@ -15,7 +15,16 @@ from hf_transfer.errors import (
     check_no_name_clash,
     listed,
 )
-from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, RESULT_FILE, cache_limit_bytes, cell_folder, model_folder_of, read_json
+from hf_transfer.files import (
+    COMPARISON_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    cache_limit_bytes,
+    cell_folder,
+    model_folder_of,
+    read_json,
+    write_text,
+)
 from hf_transfer.recipe import Recipe, read_yaml
 from hf_transfer.run_settings import RunSettings, check_settings, recorded_settings
 
@@ -85,6 +94,7 @@ def run(
     if os.environ.get("RANK", "0") == "0":
         for cell in comparison.cells():
             write_card(cell)
+        write_text(folder / REPORT_FILE, comparison.report())
     return comparison
 
 
@@ -162,10 +172,30 @@ class Comparison:
         self.values: dict[str, Any] = read_json(self.folder / COMPARISON_FILE)
 
     def table(self) -> str:
-        """Give the comparison as text: scores, gains over scratch, cost, and which arm to ship."""
+        """Give the comparison as text: scores, gains over scratch, cost, which arm to ship, and what the evidence cannot bear.
+
+        Raises:
+            RunFolderError: Files of the run are missing, or an older version wrote them.
+        """
+        from hf_transfer.evidence.report.facts import read_facts
         from hf_transfer.evidence.table import render_table
 
-        return render_table(self.values, [read_json(cell / RESULT_FILE) for cell in self.cells()])
+        facts = read_facts(self.folder)
+        return render_table(facts.comparison, facts.results)
+
+    def report(self, format: str = "html") -> str:
+        """Give the report, made of the run folder alone.
+
+        Args:
+            format: "html" (one page that needs no other file), "md", "csv" (a row an arm, budget and metric) or "json".
+
+        Raises:
+            ConfigError: There is no such format.
+            RunFolderError: Files of the run are missing, or an older version wrote them.
+        """
+        from hf_transfer.evidence.report.render import render_report
+
+        return render_report(self.folder, format)
 
     @property
     def failed(self) -> list[dict[str, Any]]:

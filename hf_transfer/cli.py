@@ -15,7 +15,7 @@ import hf_transfer
 from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
 from hf_transfer.errors import ConfigError, TrainingError, TransferError, check_no_name_clash, did_you_mean, listed
-from hf_transfer.files import write_text
+from hf_transfer.files import REPORT_FILE, write_text
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
 from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names
@@ -82,10 +82,7 @@ def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="FILE.yaml", default="tuned.yaml", help="file to write, for --config; default tuned.yaml")
     flags = parser.parse(arguments)
     target = Path(flags.output).expanduser()
-    if target.exists():
-        raise ConfigError(f"{target} is there already: name another with --output, or remove it")
-    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise ConfigError(f"{target.parent} is no folder that can be written to: name another file with --output")
+    _check_new_file(target)
     recipe, chosen = named_recipe(flags)
     found = api.tune(recipe, **_cells(chosen))
     print(found)
@@ -119,6 +116,26 @@ def _predict_verb(parser: Parser, arguments: Sequence[str]) -> None:
         sys.exit(130)
 
 
+def _report_verb(parser: Parser, arguments: Sequence[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--format", metavar="F", default="html", help="html (the default: one page to open or send), md, csv or json")
+    parser.add_argument(
+        "--output", metavar="FILE", help=f"file to write, which must not exist; default RUN/{REPORT_FILE} for html, else shown"
+    )
+    flags = parser.parse(arguments)
+    run = Path(flags.run).expanduser()
+    target = Path(flags.output).expanduser() if flags.output else None
+    if target is not None:
+        _check_new_file(target)
+    text = api.Comparison(run).report(flags.format)
+    if target is None and flags.format != "html":
+        print(text, end="")
+        return
+    target = target or run / REPORT_FILE
+    write_text(target, text)
+    print(f"written to {target}")
+
+
 def _new_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("file", metavar="FILE.py", help="recipe file to write; must not exist")
     parser.add_argument("--from", dest="source", metavar="RECIPE", required=True, help=f"recipe to begin with: {listed(recipe_names())}")
@@ -143,6 +160,7 @@ VERBS: dict[str, tuple[Callable[[Parser, Sequence[str]], None], str]] = {
     "run": (_run_verb, "train the arms of a recipe and compare them"),
     "validate": (_validate_verb, "check a recipe, its data and its checkpoint without training, and say what was found"),
     "tune": (_tune_verb, "measure which size of micro-batch is fastest here, and write it to a file"),
+    "report": (_report_verb, "write the report of a finished run, or show it as markdown, csv or json"),
     "predict": (_predict_verb, "label the rows of a file with a trained model"),
     "new": (_new_verb, "write a recipe of your own to edit, from one that there is"),
     "ls": (_ls_verb, "list the recipes and their arms"),
@@ -178,6 +196,18 @@ def _add_name(parser: Parser) -> None:
     names = ", ".join(recipe_names())
     what = f"a recipe ({names}; text, ner and image take your own data, too), or a .py or .yaml file"
     parser.add_argument("name", metavar="NAME", nargs="?", help=what)
+
+
+def _check_new_file(target: Path) -> None:
+    """Refuse an output file that is there already, or that cannot be written.
+
+    Raises:
+        ConfigError: Why not.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} is there already: name another with --output, or remove it")
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise ConfigError(f"{target.parent} is no folder that can be written to: name another file with --output")
 
 
 def _share_cores() -> None:

@@ -4,6 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
+from hf_transfer.evidence.report.formats import duration, interval, score, short_count, signed
+from hf_transfer.evidence.report.sentences import (
+    about_seeds,
+    detectable,
+    disagreements,
+    failures,
+    label_efficiency,
+    ship,
+    ship_evidence,
+)
 
 
 def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
@@ -24,19 +34,19 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         counts = f"{data['train_rows']:,} rows train, {data['validation_rows']:,} validate, {data['test_rows']:,} test"
         lines.append(f"budget {budget}: {counts}; {f'seed {seeds[0]}' if len(seeds) == 1 else f'mean of {len(seeds)} seeds'}")
         lines += [*_align(_rows(comparison, cells, budget)), ""]
-    chosen = comparison["recommendation"]
-    lines.append(f"Ship: {chosen['arm']} (budget {chosen['budget']}, seed {chosen['seed']}): {chosen['reason']}.")
+    lines += [ship(comparison), ship_evidence(comparison), *filter(None, [detectable(comparison)])]
+    lines += label_efficiency(comparison)
     if comparison["gains"]:
         baseline = comparison["gains"][0]["baseline"]
         family = sum(gain["metric"] == comparison["primary_metric"] for gain in comparison["gains"])
         corrected = f" by Holm's correction for {family} gains" if family > 1 else ""
         lines.append(f"Gain: an arm's score minus {baseline}'s, on the same rows. helps / hurts: it differs from 0, p < 0.05{corrected}.")
-    if len(seeds) == 1:
-        lines.append("One seed: the intervals cover other test rows, not another draw of training rows; --seeds 0 1 2 covers both.")
+    lines += filter(None, [disagreements(comparison), about_seeds(len(seeds))])
     few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < MIN_ROWS_TO_CHOOSE})
     if few:
         found = f"Fewer than {MIN_ROWS_TO_CHOOSE} validation rows ({', '.join(map(str, few))})"
         lines.append(f"{found}: no early stopping, and the last state is kept, not the best.")
+    lines += [f"Failed: {failure}" for failure in failures(comparison)]
     return "\n".join(lines)
 
 
@@ -50,16 +60,16 @@ def _rows(comparison: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], bud
         if (entry["budget"], entry["metric"]) == (budget, metric):
             costs = [result["cost"] for result in cells if result["arm"] == entry["arm"]]
             updates = round(sum(cost["updates"] for cost in costs) / len(costs))
-            score = [entry["arm"], f"{entry['mean']:.3f}", f"[{entry['ci_low']:.3f}, {entry['ci_high']:.3f}]"]
-            price = [_short_count(costs[0]["trainable_parameters"]), f"{updates:,}", _duration(entry["wall_seconds"])]
-            rows.append(score + (_gain(gains.get(entry["arm"])) if gains else []) + price)
+            found = [entry["arm"], score(entry["mean"]), interval(entry)]
+            price = [short_count(costs[0]["trainable_parameters"]), f"{updates:,}", duration(entry["wall_seconds"])]
+            rows.append(found + (_gain(gains.get(entry["arm"])) if gains else []) + price)
     return rows
 
 
 def _gain(gain: Mapping[str, Any] | None) -> list[str]:
     if gain is None:
         return ["-", "", ""]
-    return [f"{gain['delta']:+.3f}", f"[{gain['ci_low']:+.3f}, {gain['ci_high']:+.3f}]", gain["verdict"]]
+    return [signed(gain["delta"]), interval(gain, of_difference=True), gain["verdict"]]
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -73,14 +83,3 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
         ]
         lines.append("  " + "  ".join(cells).rstrip())
     return lines
-
-
-def _short_count(number: int) -> str:
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -164,4 +164,4 @@ def test_the_table_aligns_numbers_right_and_words_left() -> None:
     assert header.split() == ["arm", "accuracy", "[95", "%]", "gain", "over", "zero", "[95", "%]", "verdict", "trained", "updates", "time"]
     assert lora.index("helps") == header.index("verdict"), "words stand left"
     assert lora.index("100") + 3 == zero.index("100") + 3 == header.index("trained") + len("trained"), "numbers stand right"
-    assert "an arm's score minus zero's" in lines[-3]
+    assert any("an arm's score minus zero's" in line for line in lines)

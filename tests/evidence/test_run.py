@@ -62,6 +62,7 @@ def test_the_run_folder_is_the_contract(comparison: ht.Comparison, recipe: ht.Re
         "hygiene.json",
         "examples.json",
         "comparison.json",
+        "report.html",
     }
     for cell in cells(comparison):
         assert {path.name for path in cell.iterdir()} == {"result.json", "predictions.parquet", "model"}
