@@ -19,6 +19,7 @@ from hf_transfer.files import (
     COMPARISON_FILE,
     RECIPE_FILE,
     REPORT_FILE,
+    RESULT_FILE,
     cache_limit_bytes,
     cell_folder,
     model_folder_of,

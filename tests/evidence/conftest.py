@@ -1,5 +1,6 @@
 """What the tests of grids share: a small recipe, a run of it that nothing interrupted, and ways to compare another with it."""
 
+import functools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 import hf_transfer as ht
+from tests.evidence.made_runs import MakeRun, write_run
 
 ARMS = {
     "scratch": ht.Arm(init="scratch", learning_rate=2e-3, num_epochs=2),
@@ -115,3 +117,9 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < limit
         time.sleep(0.005)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Give a function that makes up the folder of a finished run; nothing is trained."""
+    return functools.partial(write_run, tmp_path)
