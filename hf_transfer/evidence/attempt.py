@@ -66,21 +66,14 @@ def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path, tracker: str
         TrainingError: One of several processes cannot go on, and the others do not know.
     """
     accelerator = study.accelerator
-    is_alone = accelerator.num_processes == 1
     try:
         run_cell(study, cell.arm_name, cell.arm, cell.budget, cell.seed, cell.folder(run_folder), tracker)
         return None
-    except TrainingError as error:
-        if not (is_alone or isinstance(error, SharedTrainingError)):
-            raise
-        failure = str(error).removeprefix(f"{title_of(cell.arm_name, cell.budget, cell.seed)}: ")
     except (MemoryError, RuntimeError) as error:
-        if not (is_alone and (isinstance(error, MemoryError) or should_reduce_batch_size(error))):
+        why = why_lost(error, accelerator.num_processes)
+        if why is None:
             raise
-        failure = (
-            f"memory does not suffice ({first_line(error)}): take shorter rows (--max-length), a smaller checkpoint, arm lora or "
-            "head, or --activation-checkpointing"
-        )
+        failure = why.removeprefix(f"{title_of(cell.arm_name, cell.budget, cell.seed)}: ")
     # The failed model is only freed now that the error, which holds its frames, is gone.
     gc.collect()
     accelerator.free_memory()
@@ -88,6 +81,22 @@ def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path, tracker: str
         write_failure(cell, failure, run_folder)
     accelerator.wait_for_everyone()
     return failure
+
+
+def why_lost(error: MemoryError | RuntimeError, num_processes: int) -> str | None:
+    """Give why a training cannot go on where other trainings of the run can; None where they cannot.
+
+    That is a bug, or one of several processes that is lost while the others wait for it.
+    """
+    is_alone = num_processes == 1
+    if isinstance(error, TrainingError):
+        return str(error) if is_alone or isinstance(error, SharedTrainingError) else None
+    if is_alone and (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        return (
+            f"memory does not suffice ({first_line(error)}): take shorter rows (--max-length), a smaller checkpoint, arm lora or "
+            "head, or --activation-checkpointing"
+        )
+    return None
 
 
 def write_failure(cell: PlannedCell, error: str, run_folder: Path) -> None:

@@ -6,6 +6,7 @@ validation than the recipe. Test rows are not read.
 """
 
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -17,8 +18,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_transfer.errors import CheckpointError, TrainingError
+from hf_transfer.errors import CheckpointError
 from hf_transfer.evidence.arms import check_arm
+from hf_transfer.evidence.attempt import why_lost
 from hf_transfer.evidence.cell import trained
 from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
 from hf_transfer.evidence.search_space import Space, arm_with, blocks_around, own_values, space_of
@@ -184,15 +186,17 @@ def _tell(opened: list[Trials], loss: float) -> None:
 
 
 def _validation_loss(study: Study, arm: Arm, train_rows: Rows, validation_rows: Rows, seed: int, title: str) -> float:
-    """Train an arm and give the mean validation loss of the state that would be kept; infinity where the training diverged."""
+    """Train an arm and give the mean validation loss of the state that would be kept; infinity where the training cannot go on."""
     try:
         with trained(study, arm, train_rows, validation_rows, [], seed, title) as found:
             return float(found.validation["loss"])
-    except TrainingError as error:
-        # Raised from another: one process alone has no memory left where none can step back, and the others wait for it.
-        if error.__cause__ is not None:
+    except (MemoryError, RuntimeError) as error:
+        if why_lost(error, study.accelerator.num_processes) is None:
             raise
-        return math.inf
+    # The failed model is only freed now that the error, which holds its frames, is gone.
+    gc.collect()
+    study.accelerator.free_memory()
+    return math.inf
 
 
 def _describe(params: dict[str, Any]) -> str:

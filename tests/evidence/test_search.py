@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import hf_transfer as ht
-from hf_transfer.errors import TrainingError
+from hf_transfer.errors import SharedTrainingError, TrainingError
 from hf_transfer.evidence import search as searching
+from hf_transfer.evidence.attempt import why_lost
 from hf_transfer.evidence.search import search_arms
 from hf_transfer.evidence.search_space import arm_with, blocks_around, own_values, space_of
 from hf_transfer.evidence.study import Study, prepare_study
@@ -285,13 +286,25 @@ def test_where_all_diverge_the_recipes_own_values_stand(recipe: ht.Recipe, tmp_p
     assert entry["chosen"] == {"number": 0, "params": own_values(recipe.arms["lora"], entry["space"]), "validation_loss": None}
 
 
-def test_memory_that_one_process_alone_lacks_ends_the_search(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> Any:
-        raise TrainingError("memory does not suffice") from RuntimeError("out of memory")
+def test_a_bug_ends_the_search_and_lacking_memory_a_trial(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_with(error: Exception) -> None:
+        def fail(*arguments: Any) -> Any:
+            raise error
 
-    monkeypatch.setattr(searching, "trained", fail)
-    with pytest.raises(TrainingError, match="memory"):
+        monkeypatch.setattr(searching, "trained", fail)
+
+    fail_with(RuntimeError("a shape of ours is wrong"))
+    with pytest.raises(RuntimeError, match="a shape of ours"):
         search(recipe, tmp_path, 2)
+    fail_with(MemoryError())
+    assert [trial["validation_loss"] for trial in search(recipe, tmp_path, 2)["trials"]] == [None, None]
+
+
+def test_a_process_that_is_lost_alone_is_lost_for_all() -> None:
+    assert why_lost(TrainingError("no memory"), 1) == "no memory"
+    assert why_lost(TrainingError("no memory"), 2) is None
+    assert why_lost(SharedTrainingError("no finite number"), 2) == "no finite number"
+    assert why_lost(MemoryError(), 2) is None
 
 
 def test_what_is_searched_is_part_of_the_name(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
