@@ -206,7 +206,7 @@ def test_a_training_that_fails_leaves_the_others_be_and_is_tried_again(topics_re
     code, out, err = run(*asked)
     assert code == 2
     assert err.splitlines()[-1] == "error: 2 of 4 trainings failed, the table is of the others: --resume tries them again"
-    assert "\n  head " in out and "wild" not in out
+    assert "\n  head " in out and "\n  wild " not in out and "\nFailed: wild, budget 30, seed 1: " in out
     told = [line for line in err.splitlines() if " failed: " in line]
     assert [line.split(": ")[:2] for line in told] == [
         ["1 of 4 failed", "wild, budget 30, seed 0"],

@@ -118,7 +118,7 @@ def test_all_arms_on_one_process_and_the_same_updates_on_two(
         assert f"\n  {arm} " in printed
     assert "Ship: " in printed
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*arms, "comparison.json", "examples.json", "hygiene.json", "recipe.yaml"]
+        [*arms, "comparison.json", "examples.json", "hygiene.json", "recipe.yaml", "report.html"]
     )
     if recipe not in ON_TWO_PROCESSES:
         return

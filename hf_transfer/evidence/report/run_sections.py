@@ -72,7 +72,7 @@ def search_section(facts: Facts) -> Section | None:
             folded=True,
         ),
     ]
-    sentence = f"Every arm had the same effort, {found['num_trials']} trials a training, scratch too; test rows were not looked at."
+    sentence = f"Every arm had the same effort, {found['num_trials']} trials at each budget, scratch too; test rows were not looked at."
     return Section("search", "What was searched", [sentence], tables)
 
 
