@@ -30,15 +30,8 @@ ARMS = {
 
 
 @pytest.fixture
-def recipe(tiny_bert: Path, topics_folder: Path) -> ht.Recipe:
-    return ht.Recipe(
-        name="topics",
-        task=ht.TextClassification(max_length=48),
-        data=ht.DataConfig(str(topics_folder)),
-        checkpoint=str(tiny_bert),
-        arms=ARMS,
-        training=ht.TrainingConfig(batch_size=64, precision="fp32", dropout=0.0),
-    )
+def recipe(topics_recipe: ht.Recipe) -> ht.Recipe:
+    return dataclasses.replace(topics_recipe, arms=ARMS, training=ht.TrainingConfig(batch_size=64, precision="fp32", dropout=0.0))
 
 
 def fitting(

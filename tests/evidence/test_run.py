@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,8 @@ BUDGETS = [30, "all"]
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny_bert: Path, topics_folder: Path) -> ht.Recipe:
-    return ht.Recipe(
-        name="topics",
-        task=ht.TextClassification(max_length=48),
-        data=ht.DataConfig(str(topics_folder)),
-        checkpoint=str(tiny_bert),
-        arms=ARMS,
-        training=ht.TrainingConfig(batch_size=8, precision="fp32"),
-    )
+def recipe(topics_recipe: ht.Recipe) -> ht.Recipe:
+    return replace(topics_recipe, arms=ARMS)
 
 
 @pytest.fixture(scope="module")

@@ -39,15 +39,8 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def recipe(tiny_bert: Path, topics_folder: Path) -> ht.Recipe:
-    return ht.Recipe(
-        name="topics",
-        task=ht.TextClassification(max_length=48),
-        data=ht.DataConfig(str(topics_folder)),
-        checkpoint=str(tiny_bert),
-        arms=ARMS,
-        training=ht.TrainingConfig(batch_size=8, precision="fp32"),
-    )
+def recipe(topics_recipe: ht.Recipe) -> ht.Recipe:
+    return replace(topics_recipe, arms=ARMS)
 
 
 def searches_of(run_folder: Path) -> dict[tuple[str, Any], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A whole run told to TensorBoard: a run a cell, with what result.json says, and nothing of the data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,8 @@ ARMS = {
 
 
 @pytest.fixture
-def recipe(tiny_bert: Path, topics_folder: Path) -> ht.Recipe:
-    return ht.Recipe(
-        name="topics",
-        task=ht.TextClassification(max_length=48),
-        data=ht.DataConfig(str(topics_folder)),
-        checkpoint=str(tiny_bert),
-        arms=ARMS,
-        training=ht.TrainingConfig(batch_size=4, precision="fp32", class_weights={"boats": 2.0}),
-    )
+def recipe(topics_recipe: ht.Recipe) -> ht.Recipe:
+    return replace(topics_recipe, arms=ARMS, training=ht.TrainingConfig(batch_size=4, precision="fp32", class_weights={"boats": 2.0}))
 
 
 def test_a_run_a_cell_holds_the_numbers_of_its_result(recipe: ht.Recipe, tmp_path: Path) -> None:
