@@ -18,7 +18,7 @@ def read_conll(path: Path) -> Dataset:
     the others (comments).
 
     Returns:
-        Columns `tokens` and `ner_tags`, both lists of strings; where there are `-DOCSTART-` lines, the number of each sentence's document.
+        Columns `tokens` and `ner_tags`, both lists of strings; where `-DOCSTART-` lines part them, the number of each sentence's document.
 
     Raises:
         DataError: A line has other columns than those before it; names the line.
@@ -29,7 +29,7 @@ def read_conll(path: Path) -> Dataset:
         "tokens": [[word for word, _ in sentence] for sentence in sentences],
         "ner_tags": [[tag for _, tag in sentence] for sentence in sentences],
     }
-    return Dataset.from_dict(columns | ({DOCUMENT: numbers} if any(numbers) else {}))
+    return Dataset.from_dict(columns | ({DOCUMENT: numbers} if len(set(numbers)) > 1 else {}))
 
 
 def _sentences(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:

@@ -21,8 +21,9 @@ def test_a_new_document_ends_a_sentence(tmp_path: Path) -> None:
     path.write_text("A NN B-x\n-DOCSTART- -X- O\nB NN I-x\n10\u00a0000 CD O\n", encoding="utf-8")
     assert read_conll(path)["tokens"][:] == [["A"], ["B", "10\u00a0000"]]
     assert read_conll(path)["document"][:] == [0, 1]
-    path.write_text("A NN B-x\n\nB NN I-x\n", encoding="utf-8")
-    assert read_conll(path).column_names == ["tokens", "ner_tags"], "no document begins"
+    for head in ("", "-DOCSTART- -X- O\n\n"):
+        path.write_text(f"{head}A NN B-x\n\nB NN I-x\n", encoding="utf-8")
+        assert read_conll(path).column_names == ["tokens", "ner_tags"], "nothing parts documents: one of all rows would be no evidence"
 
 
 def test_tabs_keep_blanks_and_empty_words(tmp_path: Path) -> None:
