@@ -80,7 +80,7 @@ def estimate(values: np.ndarray) -> Estimate:
     otherwise pass for certainty. With one seed it is a t interval over rows.
 
     Where nothing varies at all, the interval is as wide as what shows in none of G rows may be common, 1 - 0.025^(1/G) (Clopper & Pearson
-    1934; about 3.7 / G).
+    1934; about 3.7 / G), and the p-value is that of G equal signs.
 
     Args:
         values: Of a metric, or of a paired difference of one, (S, G).
@@ -95,6 +95,8 @@ def estimate(values: np.ndarray) -> Estimate:
         variance = float(values.var(ddof=1)) / num_rows
     else:
         seeds, rows, rest = _mean_squares(values)
+        # A score of G rows is a multiple of 1 / G: seeds that agree to the row may differ by what that hides (Sheppard 1898).
+        seeds = max(seeds, min(rest, 1 / (12 * num_rows)))
         of_rows = max(rows - rest, 0.0)
         variance = (seeds + of_rows) / values.size
         believed = max(seeds, rest)
@@ -102,7 +104,8 @@ def estimate(values: np.ndarray) -> Estimate:
     error = float(np.sqrt(variance))
     if error < np.finfo(np.float32).eps:
         half = 1 - ((1 - LEVEL) / 2) ** (1 / num_rows)
-        return Estimate(mean, mean - half, mean + half, float(abs(mean) <= half), scope, 0.0, freedom)
+        p_value = 1.0 if abs(mean) <= half else 2.0 ** (1 - num_rows)
+        return Estimate(mean, mean - half, mean + half, p_value, scope, 0.0, freedom)
     half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
     return Estimate(mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom)), scope, error, freedom)
 

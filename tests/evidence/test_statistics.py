@@ -109,6 +109,18 @@ def test_what_never_varies_is_not_certain(num_seeds: int) -> None:
     assert (never.mean, never.p_value, never.ci_high) == (0.0, 1.0, pytest.approx(1 - 0.025**0.01))
 
 
+def test_seeds_that_agree_by_chance_are_not_certain() -> None:
+    values = np.zeros((2, 1000))
+    values[0, :20] = values[1, 20:40] = 1
+    found = estimate(values)
+    assert found.error > 0, "the rows vary, though both seeds have 20 of them"
+    assert 0.0001 < found.p_value < 0.05
+
+
+def test_few_rows_that_all_say_the_same_are_weak_evidence() -> None:
+    assert [estimate(np.ones((1, rows))).p_value for rows in (2, 7)] == [0.5, 1 / 64]
+
+
 def test_one_test_row_shows_nothing() -> None:
     found = estimate(np.array([[1.0], [0.0]]))
     assert (found.ci_low, found.ci_high, found.p_value) == (-np.inf, np.inf, 1.0)
