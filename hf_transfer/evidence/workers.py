@@ -103,10 +103,12 @@ def train_in_workers(
         for slot in range(min(settings.parallel, len(waiting))):
             start(slot)
         while workers:
+            # In this order: what one that ended had answered is ready then.
+            ended = {slot for slot, worker in workers.items() if worker.process.poll() is not None}
             ready = {key.data for key, _ in selector.select(LOOK_SECONDS)}
             for slot, worker in list(workers.items()):
                 line = worker.answers.readline() if slot in ready else b""
-                is_dead = not line.endswith(b"\n") and (slot in ready or worker.process.poll() is not None)
+                is_dead = not line.endswith(b"\n") and (slot in ready or slot in ended)
                 if not line and not is_dead:
                     continue
                 failure = _found_dead(worker, run_folder) if is_dead else _understood(json.loads(line), worker)

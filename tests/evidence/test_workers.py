@@ -126,6 +126,31 @@ def test_a_mistake_and_a_bug_in_a_worker_end_the_run(topics_recipe: ht.Recipe, t
         assert not finished(tmp_path / name)
 
 
+def test_what_a_worker_said_before_it_ended_is_heard(topics_recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, start, started = grid.train_in_workers, workers._start, []
+
+    def train_on_other_data(study: Any, *arguments: Any) -> Any:
+        recipe = study.recipe.override({"data.source": str(tmp_path / "gone")})
+        return train(SimpleNamespace(recipe=recipe, num_workers=0, accelerator=study.accelerator), *arguments)
+
+    def start_and_note(*arguments: Any) -> Any:
+        started.append(start(*arguments))
+        return started[-1]
+
+    class BusyElsewhere(workers.selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> Any:
+            found = super().select(0)
+            for worker in started:
+                worker.process.wait(60)
+            return found
+
+    monkeypatch.setattr(grid, "train_in_workers", train_on_other_data)
+    monkeypatch.setattr(workers, "_start", start_and_note)
+    monkeypatch.setattr(workers.selectors, "DefaultSelector", BusyElsewhere)
+    with pytest.raises(DataError, match="gone"):
+        ht.run(topics_recipe, arms=["full"], budgets=[30], output_dir=tmp_path / "run", parallel=2)
+
+
 def test_more_workers_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def accelerator(device: str, num_processes: int = 1) -> Any:
         return SimpleNamespace(device=torch.device(device), num_processes=num_processes)
