@@ -70,11 +70,13 @@ class Corpus:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every row's id, input and label, as hex digits."""
+        """SHA-256 over every row's id, input, label and document, as hex digits."""
         digest = hashlib.sha256()
         for examples in (self.train, self.validation, self.test):
             if examples is not None:
                 digest.update(examples.row_ids.tobytes())
+                if examples.documents is not None:
+                    digest.update(examples.documents.tobytes())
                 for value, labels in zip(examples.inputs, examples.labels, strict=True):
                     digest.update(repr(value).encode() + labels.tobytes())
             digest.update(b"|")

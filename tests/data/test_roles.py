@@ -142,7 +142,8 @@ def test_the_fingerprint_follows_every_row() -> None:
     other_text = fix_test({"train": examples([0, 1], ["a", "B"]), "test": examples([0], ["c"])})
     other_label = fix_test({"train": examples([0, 1], ["a", "b"]), "test": examples([1], ["c"])})
     assert base.fingerprint == same.fingerprint
-    assert len({base.fingerprint, other_text.fingerprint, other_label.fingerprint}) == 3
+    of_documents = replace(base, test=replace(base.test, documents=np.array([0])))
+    assert len({base.fingerprint, other_text.fingerprint, other_label.fingerprint, of_documents.fingerprint}) == 4
 
 
 def test_classes_are_checked_after_rows_were_dropped() -> None:
