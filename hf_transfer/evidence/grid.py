@@ -93,6 +93,9 @@ def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequenc
     )
     if settings.private_data:
         hide_data(output_dir)
+    if left:
+        # It marks a run as finished, and would be read beside cells that it does not know.
+        (output_dir / COMPARISON_FILE).unlink(missing_ok=True)
     hygiene = describe_data(study, settings.private_data)
     write_json(output_dir / HYGIENE_FILE, hygiene)
     finished_before = [cell for cell in cells if cell not in left]

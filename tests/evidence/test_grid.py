@@ -99,6 +99,17 @@ def test_a_finished_run_is_shown_again_and_more_cells_are_added(
     assert {cell: stamps(cell) for cell in before} == before
 
 
+def test_a_run_that_is_widened_is_unfinished_until_it_is_done(
+    topics_recipe: ht.Recipe, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaking(monkeypatch, KeyboardInterrupt(), at=1)
+    with pytest.raises(KeyboardInterrupt):
+        ht.run(topics_recipe, seeds=[2], output_dir=copied, resume=True)
+    assert len(finished(copied)) == 5
+    with pytest.raises(RunFolderError, match="expected the folder of a finished run"):
+        ht.Comparison(copied)  # The former one would count three seeds for two.
+
+
 def test_another_recipe_is_refused_by_field_name(topics_recipe: ht.Recipe, copied: Path, tmp_path: Path) -> None:
     before = stamps(copied)
     changes = {"training.batch_size": 32, "task.max_length": 40, "arms.head.learning_rate": 0.5, "data.columns": {"text": "words"}}
