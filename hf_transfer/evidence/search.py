@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
 from hf_transfer.evidence.search_space import Space, arm_with, blocks_around, own_values, space_of
 from hf_transfer.evidence.search_storage import Trial, Trials, describe_trials, file_url, open_storage, without_password
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import SEARCH_DATABASE, SEARCH_FILE, read_json, write_json
+from hf_transfer.files import RESULT_FILE, SEARCH_DATABASE, SEARCH_FILE, cell_folder, read_json, write_json
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget, RunSettings
 from hf_transfer.training.processes import on_main_process, say
@@ -68,18 +69,26 @@ def search_arms(study: Study, settings: RunSettings, run_folder: Path) -> dict[t
     told = without_password(url) if settings.search_storage else SEARCH_DATABASE
     done = on_main_process(accelerator, lambda: read_json(path)["searches"] if path.is_file() else [])
     entries = {(entry["arm"], entry["budget"]): entry for entry in done}
+    keys = [(name, budget) for budget, name in itertools.product(settings.budgets, settings.arms)]
+    # Another device may compute in another precision, which is another search: the arm's cells to come train as those that are done.
+    fixed = on_main_process(accelerator, lambda: [key for key in keys if key in entries and _has_cell(run_folder, *key, settings.seeds)])
     chosen = {}
-    for budget, name in itertools.product(settings.budgets, settings.arms):
+    for name, budget in keys:
         earlier = entries.get((name, budget))
         # The seed of the run's beginning stands: all seeds of an arm train with the same settings, those asked for later, too.
         search = _plan(study, name, budget, earlier["seed"] if earlier else settings.seeds[0], settings.search)
-        if earlier is None or (earlier["study"], len(earlier["trials"])) != (search.study_name, search.num_trials):
+        is_same = earlier is not None and (earlier["study"], len(earlier["trials"])) == (search.study_name, search.num_trials)
+        if not is_same and (name, budget) not in fixed:
             entries[name, budget] = _run(study, search, url, is_shared=settings.search_storage is not None)
             if accelerator.is_main_process:
                 write_json(path, {"num_trials": settings.search, "storage": told, "searches": list(entries.values())})
         chosen[name, budget] = arm_with(search.arm, entries[name, budget]["chosen"]["params"])
     accelerator.wait_for_everyone()
     return chosen
+
+
+def _has_cell(run_folder: Path, arm: str, budget: Budget, seeds: Sequence[int]) -> bool:
+    return any((cell_folder(run_folder, arm, budget, seed) / RESULT_FILE).is_file() for seed in seeds)
 
 
 @dataclass(frozen=True)

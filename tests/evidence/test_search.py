@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 import hf_transfer as ht
 from hf_transfer.errors import SharedTrainingError, TrainingError
@@ -291,6 +292,19 @@ def test_a_bug_ends_the_search_and_lacking_memory_a_trial(recipe: ht.Recipe, tmp
         search(recipe, tmp_path, 2)
     fail_with(MemoryError())
     assert [trial["validation_loss"] for trial in search(recipe, tmp_path, 2)["trials"]] == [None, None]
+
+
+def test_what_a_finished_cell_was_trained_with_stands(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "trained", pretended)
+    before = search(recipe, tmp_path, 2)
+    # As where a run goes on on a device of another precision.
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda accelerator: "bf16"))
+    cell = tmp_path / "lora/budget-30/seed-0"
+    cell.mkdir(parents=True)
+    (cell / "result.json").write_text("{}")
+    assert search(recipe, tmp_path, 2) == before
+    (cell / "result.json").unlink()
+    assert search(recipe, tmp_path, 2)["study"] != before["study"]
 
 
 def test_a_process_that_is_lost_alone_is_lost_for_all() -> None:
