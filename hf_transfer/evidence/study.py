@@ -143,6 +143,12 @@ def prepare_study(
     notices = source.notices + task.check_labels(corpus, labels)
     if corpus.overlap_rows and not recipe.data.drop_overlap:
         notices.append(f"{corpus.overlap_rows:,} training rows stand in test too: --set data.drop_overlap=true drops them")
+    if corpus.test.documents is not None:
+        num_documents = len(set(corpus.test.documents.tolist()))
+        notices.append(
+            f"the {len(corpus.test):,} test rows are of {num_documents:,} document{'' if num_documents == 1 else 's'} "
+            f"(column '{recipe.columns.get(DOCUMENT, DOCUMENT)}'), each one draw of the intervals"
+        )
     if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
         raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
     for budget in budgets:

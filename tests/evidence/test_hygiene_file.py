@@ -37,6 +37,15 @@ def texts(folder: Path, train: list[dict[str, str]], **others: list[dict[str, st
     return folder
 
 
+def test_a_person_is_told_that_documents_count(tmp_path: Path, tiny_bert: Path) -> None:
+    test = [row | {"document": number // 6} for number, row in enumerate(make_rows(12, seed=9))]
+    data = texts(tmp_path / "data", make_rows(30), test=test)
+    assert (
+        "the 12 test rows are of 2 documents (column 'document'), each one draw of the intervals"
+        in study_of(ht.TextClassification(max_length=48), data, tiny_bert).notices
+    )
+
+
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
     """Give a folder whose training rows 30 to 34 are: nearly test row 0, exactly test row 1, empty, and row 3 again under two labels."""
