@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.data.roles import Budget
 from hf_transfer.data.tags import find_entities
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evidence.hygiene import EXCERPT, MAX_SHOWN, excerpt
 from hf_transfer.evidence.predictions import read_predictions
 from hf_transfer.evidence.study import Study
 from hf_transfer.files import PREDICTIONS_FILE, cell_folder
+from hf_transfer.run_settings import Budget
 
 
 def describe_errors(

@@ -1,5 +1,6 @@
 """The report as markdown, for a pull request: what users wrote stands in code spans, where it neither formats, links nor calls anybody."""
 
+import html
 import re
 
 from hf_transfer.evidence.report.content import make_content
@@ -68,12 +69,7 @@ def _table(table: Table) -> list[str]:
 
 
 def _folded(caption: str, lines: list[str]) -> list[str]:
-    return ["<details>", f"<summary>{escape_html(caption)}</summary>", "", *lines, "", "</details>", ""]
-
-
-def escape_html(text: str) -> str:
-    """Give a text for the inside of an element."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return ["<details>", f"<summary>{html.escape(caption, quote=False)}</summary>", "", *lines, "", "</details>", ""]
 
 
 def _example(example: Example) -> list[str]:
