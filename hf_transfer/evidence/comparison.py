@@ -120,15 +120,19 @@ def recommend(cells: Cells) -> dict[str, Any]:
     """Choose the arm to ship, by validation alone.
 
     At the largest budget, of the arms whose mean validation loss is within one standard error of the best arm's, the one with the
-    fewest trainable parameters, then the fewest updates; the seed with the median loss.
+    fewest trainable parameters, then the fewest updates; the seed with the median loss. The losses are those of the seeds that all arms
+    have finished, where there are any: a seed draws the validation rows, and some draws are easy.
     """
     budget = max((budget for _, budget in cells), key=lambda budget: float("inf") if budget == "all" else budget)
-    losses = {arm: [_validation(cell)["loss"] for cell in group] for (arm, at), group in cells.items() if at == budget}
+    finished = {arm: group for (arm, at), group in cells.items() if at == budget}
+    shared = set.intersection(*({cell.seed for cell in group} for group in finished.values()))
+    compared = {arm: [cell for cell in group if cell.seed in shared or not shared] for arm, group in finished.items()}
+    losses = {arm: [_validation(cell)["loss"] for cell in group] for arm, group in compared.items()}
     best = min(losses, key=lambda arm: float(np.mean(losses[arm])))
     if len(losses[best]) > 1:
         error, over = float(np.std(losses[best], ddof=1) / np.sqrt(len(losses[best]))), "seeds"
     else:
-        error, over = _validation(cells[best, budget][0])["loss_standard_error"] or 0.0, "rows"
+        error, over = _validation(compared[best][0])["loss_standard_error"] or 0.0, "rows"
     close = [arm for arm in losses if np.mean(losses[arm]) <= np.mean(losses[best]) + error]
 
     def size(arm: str) -> tuple[int, float]:

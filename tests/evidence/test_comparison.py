@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hf_transfer.evidence.comparison import Cell, compare, recommend
+from hf_transfer.evidence.report.sentences import judge
 from hf_transfer.evidence.table import render_table
 
 METRICS = ("accuracy", "f1_macro", "mcc", "ece")
@@ -87,6 +88,13 @@ def test_two_arms_are_compared_on_the_seeds_both_have() -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_the_verdict_says_that_its_gain_is_of_fewer_seeds_than_the_scores() -> None:
+    scratch = [cell(accuracy, loss=2.0, seed=seed, **SCRATCH) for seed, accuracy in enumerate((0.5, 0.9))]
+    for lora, expected in (([cell(0.7, seed=0), cell(0.95, seed=1)], False), ([cell(0.95, seed=1)], True)):
+        said = judge(compared({("scratch", 100): scratch, ("lora", 100): lora})).sentence
+        assert ("on the seeds that both have finished" in said) is expected
+
+
 def test_how_many_labels_an_arm_is_worth() -> None:
     cells = {
         (arm, budget): [cell(score, data=budget_of(rows), **(SCRATCH if arm == "scratch" else {}))]
@@ -146,6 +154,9 @@ def test_the_baseline_is_the_arm_trained_whole_from_scratch() -> None:
             "b",
             2,
         ),
+        # On the seeds that both have: b's only one is an easy draw, where a is better by far. With none in common, on what there is.
+        ({("a", 9): [cell(loss=1.0, seed=0), cell(loss=0.1, error=0.01, seed=1)], ("b", 9): [cell(loss=0.3, seed=1)]}, "a", 1),
+        ({("a", 9): [cell(loss=1.0, seed=0)], ("b", 9): [cell(loss=0.3, seed=1)]}, "b", 1),
         ({("a", 9): [cell(loss=1.0, error=None)], ("b", 9): [cell(loss=1.0, error=None, trained=5)]}, "b", 0),
     ],
 )

@@ -14,6 +14,7 @@ DOES = {"helps": "helps", "hurts": "hurts", "no evidence": "shows no evidence"}
 """Verdict -> what transfer does by it."""
 LOWER_IS_BETTER = frozenset({"ece"})
 """Metrics whose gain is a loss."""
+ROUNDING = 1e-6
 MOST_BUDGETS = 4
 """Budgets up to which a sentence names each."""
 
@@ -92,6 +93,8 @@ def judge(comparison: Comparison) -> Verdict:
     scores = f"{arm} scores {metric} {score(mine)}, {baseline} {score(theirs)}"
     where = budget_name(comparison, last["budget"])
     size = f"{signed(last['delta'])} {interval(last, of_difference=True)}"
+    if mine is not None and theirs is not None and abs(mine - theirs - last["delta"]) > ROUNDING:
+        size += " on the seeds that both have finished"
     others = _other_budgets(comparison, gains[:-1])
     openings: dict[str, tuple[Tone, str, str]] = {
         "helps": ("helps", "Transfer helps", f"a gain of {size}"),
