@@ -216,8 +216,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file of a run or a model.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged and cannot be read ({error}): bring it back; of a training, remove its folder and go on with --resume"
+        ) from None
 
 
 def sha256_of_files(paths: list[Path]) -> str:

@@ -12,7 +12,7 @@ from hf_transfer.errors import ConfigError, RunFolderError, listed
 from hf_transfer.evidence.attempt import PlannedCell
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.study import Study
-from hf_transfer.files import RECIPE_FILE, RESULT_FILE, holds_something, read_json, remove_folder, sweep
+from hf_transfer.files import PREDICTIONS_FILE, RECIPE_FILE, RESULT_FILE, holds_something, read_json, remove_folder, sweep
 from hf_transfer.recipe import Recipe, read_yaml
 from hf_transfer.run_settings import RunSettings, check_settings
 
@@ -83,8 +83,8 @@ def go_on(earlier: EarlierRun, recipe: Recipe, settings: RunSettings, folder: Pa
             differences += _differences(f"arms.{arm}", before, recipe.to_dict()["arms"].get(arm))
     if differences:
         raise ConfigError(
-            f"cannot go on with the run in {folder}: {'; '.join(differences)}: ask for what the run has, or name another folder with "
-            "--output-dir"
+            f"cannot go on with the run in {folder}: {'; '.join(differences)}: ask for what the run has (--config {folder / RECIPE_FILE} "
+            "does), or name another folder with --output-dir"
         )
     return recipe, replace(
         settings,
@@ -132,6 +132,8 @@ def mixture_notes(folder: Path, finished: Sequence[PlannedCell], accelerator: Ac
 
 def _check_origin(cell: Path, study: Study) -> None:
     result = read_json(cell / RESULT_FILE)
+    if not (cell / PREDICTIONS_FILE).is_file():
+        raise RunFolderError(f"{cell / PREDICTIONS_FILE} is gone: bring it back, or remove {cell} to train it again")
     weights = result["chain"][-1]["checkpoint_sha256"]
     found = {
         "data": (result["data"]["fingerprint"], study.corpus.fingerprint),

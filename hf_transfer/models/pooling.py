@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from hf_transfer.errors import CheckpointError
+from hf_transfer.errors import CheckpointError, RunFolderError
 from hf_transfer.files import SIDECAR_FILE, read_json
 from hf_transfer.models.tuning import find_blocks
 
@@ -35,7 +35,7 @@ def read_pooling(folder: Path) -> str | None:
         return None
     try:
         settings = dict(read_json(folder / POOLING_FILE))
-    except (ValueError, TypeError):
+    except (RunFolderError, ValueError, TypeError):
         raise CheckpointError(f"{folder / POOLING_FILE} is no JSON object: mend it, or remove the folder {POOLING_FILE.parent}") from None
     modes = {key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True}
     return MEAN if modes == {"pooling_mode_mean_tokens"} or settings.get("pooling_mode") == MEAN else "other"

@@ -124,6 +124,7 @@ def test_another_recipe_is_refused_by_field_name(topics_recipe: ht.Recipe, copie
     ):
         assert difference in str(refusal.value)
     assert str(refusal.value).count(": the run has ") == 5
+    assert f"ask for what the run has (--config {copied / 'recipe.yaml'} does), or name another folder" in str(refusal.value)
     with pytest.raises(ConfigError, match=r"arms\.head: the run has .*, asked for nothing"):
         without = {name: arm for name, arm in ARMS.items() if name != "head"}
         ht.run(topics_recipe.override({"arms": without}), arms=["full"], output_dir=copied, resume=True)
@@ -183,6 +184,19 @@ def test_other_data_or_weights_are_refused(topics_recipe: ht.Recipe, copied: Pat
     (copied / "recipe.yaml").write_bytes(before["recipe.yaml"][1])
     assert not source.exists()
     assert {name: content for name, (_, content) in stamps(copied).items()} == {name: content for name, (_, content) in before.items()}
+
+
+@pytest.mark.parametrize(("name", "message"), [("result.json", "is damaged and cannot be read"), ("predictions.parquet", "is gone")])
+def test_a_finished_training_that_lost_a_file_is_named(topics_recipe: ht.Recipe, copied: Path, name: str, message: str) -> None:
+    lost = next(copied.glob(f"head/budget-*/seed-*/{name}"))
+    if name == "result.json":
+        lost.write_text('{"half')
+    else:
+        lost.unlink()
+    before = stamps(copied)
+    with pytest.raises(RunFolderError, match=rf"{name} {message}"):
+        ht.run(topics_recipe, output_dir=copied, resume=True, **GRID)
+    assert stamps(copied) == before
 
 
 def test_a_folder_that_holds_no_run_is_not_touched(topics_recipe: ht.Recipe, tmp_path: Path) -> None:

@@ -110,11 +110,14 @@ def read_facts(folder: Path) -> Facts:
         cell_folder(folder, arm, budget, seed) / RESULT_FILE
         for budget, arm, seed in itertools.product(budgets_of(comparison), run["arms"], run["seeds"])
     )
+    results = [read_json(path) for path in paths if path.is_file()]
+    if not results:
+        raise RunFolderError(f"{folder} holds no {RESULT_FILE} of any training: expected the folder of a finished run, with all its files")
     return Facts(
         folder=folder,
         recipe=recipe,
         comparison=comparison,
-        results=[read_json(path) for path in paths if path.is_file()],
+        results=results,
         hygiene=_read_if_there(folder / HYGIENE_FILE),
         examples=_read_if_there(folder / EXAMPLES_FILE),
         search=_read_if_there(folder / SEARCH_FILE),
