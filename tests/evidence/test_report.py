@@ -311,11 +311,35 @@ def test_a_report_needs_a_finished_run_of_this_version(make_run: MakeRun, tmp_pa
             read(folder)
 
 
+@pytest.mark.parametrize("name", ["comparison.json", "hygiene.json", "head/budget-60/seed-2/result.json"])
+def test_a_damaged_file_is_named(make_run: MakeRun, name: str) -> None:
+    folder = make_run()
+    assert (folder / name).is_file()
+    (folder / name).write_text('{"half')
+    with pytest.raises(RunFolderError, match=rf"{name} is damaged and cannot be read"):
+        render_report(folder)
+
+
+def test_a_run_without_any_result_is_named(make_run: MakeRun) -> None:
+    folder = make_run()
+    for result in folder.glob("*/budget-*/seed-*/result.json"):
+        result.unlink()
+    with pytest.raises(RunFolderError, match=r"holds no result\.json of any training"):
+        render_report(folder)
+
+
+@pytest.mark.parametrize(("budget", "said"), [("all", "--budgets 160 320 all would"), (60, "--budgets 15 30 60 would")])
+def test_the_budgets_proposed_are_within_the_rows_there_are(make_run: MakeRun, budget: int | str, said: str) -> None:
+    assert said in render_report(make_run(budgets=(budget,)), "md")
+
+
 def test_no_gain_is_larger_than_one(make_run: MakeRun) -> None:
     comparison = read_json(make_run() / "comparison.json")
     for gain in comparison["gains"]:
         gain["minimum_detectable"] = gain["minimum_detectable"] and 2.3
-    assert "expected to detect: none (lora, budget all)" in (detectable(comparison) or "")
+    assert detectable(comparison) == (
+        "Of lora (budget all) this design could not be expected to detect any gain, however large: more seeds or more test rows would."
+    )
 
 
 def test_percentages_round_neither_to_none_nor_to_all() -> None:

@@ -16,6 +16,7 @@ from hf_transfer.evidence.report.sentences import (
     label_efficiency,
     match_words,
     mean_of,
+    num_rows,
     primary_gains,
 )
 
@@ -83,7 +84,11 @@ def labels_section(facts: Facts) -> Section:
     comparison = facts.comparison
     sentences = label_efficiency(comparison)
     if len(facts.budgets) == 1:
-        sentences.append("One budget draws no curve: --budgets 64 256 all would show how scores grow with labels.")
+        only = facts.budgets[0]
+        rows_in = num_rows(comparison, only)
+        sentences.append(
+            f"One budget draws no curve: --budgets {rows_in // 4} {rows_in // 2} {only} would show how scores grow with labels."
+        )
     entries = sorted(comparison["label_efficiency"], key=lambda entry: (facts.arms.index(entry["arm"]), budget_order(entry["budget"])))
     rows = [
         [

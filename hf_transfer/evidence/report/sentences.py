@@ -144,6 +144,11 @@ def detectable(comparison: Comparison) -> str | None:
         return None
     named = judge(comparison).arm
     gain = next((gain for gain in at_budget if gain["arm"] == named), at_budget[0])
+    if gain["minimum_detectable"] > 1:
+        return (
+            f"Of {gain['arm']} (budget {gain['budget']}) this design could not be expected to detect any gain, however large: "
+            "more seeds or more test rows would."
+        )
     return (
         f"Smallest gain this design could be expected to detect: {detectable_gain(gain['minimum_detectable'])} "
         f"({gain['arm']}, budget {gain['budget']}); more seeds or more test rows show smaller ones."
