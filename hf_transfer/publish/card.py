@@ -18,7 +18,9 @@ EXAMPLES = {
 
 
 def write_card(cell: Path) -> None:
-    """Write `README.md` into the `model/` folder of a finished cell, unless it says all that already."""
+    """Write `README.md` into the `model/` folder of a finished cell, unless it says all that already, or the model was removed."""
+    if not (cell / MODEL_FOLDER / SIDECAR_FILE).is_file():
+        return
     result, sidecar = read_json(cell / RESULT_FILE), read_json(cell / MODEL_FOLDER / SIDECAR_FILE)
     path, card = cell / MODEL_FOLDER / CARD_FILE, render_card(result, sidecar)
     if not path.is_file() or path.read_text(encoding="utf-8") != card:

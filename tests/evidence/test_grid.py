@@ -199,6 +199,14 @@ def test_a_finished_training_that_lost_a_file_is_named(topics_recipe: ht.Recipe,
     assert stamps(copied) == before
 
 
+def test_models_may_be_removed_before_a_run_goes_on(topics_recipe: ht.Recipe, copied: Path) -> None:
+    removed = list(copied.glob("*/budget-*/seed-*/model"))
+    for model in removed:
+        shutil.rmtree(model)
+    assert ht.run(topics_recipe, output_dir=copied, resume=True, **GRID).failed == []
+    assert removed and not any(model.exists() for model in removed)
+
+
 def test_a_folder_that_holds_no_run_is_not_touched(topics_recipe: ht.Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
