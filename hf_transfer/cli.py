@@ -175,7 +175,8 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
     try:
         comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
     except KeyboardInterrupt:
-        print("interrupted: what was finished stays where it is, and --resume goes on from there", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted: what was finished stays where it is, and --resume goes on from there", file=sys.stderr)
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":
         if flags.json:
