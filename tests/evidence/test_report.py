@@ -333,6 +333,16 @@ def test_the_budgets_proposed_are_within_the_rows_there_are(make_run: MakeRun, b
     assert said in render_report(make_run(budgets=(budget,)), "md")
 
 
+def test_the_verdict_tells_of_an_arm_that_fared_otherwise(make_run: MakeRun) -> None:
+    comparison = read_json(make_run(budgets=("all",), verdicts={"rest": "no evidence"}) / "comparison.json")
+    assert judge(comparison).sentence.startswith("No evidence that transfer helps: on all ")
+    next(gain for gain in comparison["gains"] if gain["arm"] == "head" and gain["verdict"])["verdict"] = "helps"
+    sentence = judge(comparison).sentence
+    assert sentence.startswith("No evidence that lora helps: on all ") and re.search(
+        r"\. But head helps \([+-]0\.\d+ \[.*\]\)\.$", sentence
+    )
+
+
 def test_no_gain_is_larger_than_one(make_run: MakeRun) -> None:
     comparison = read_json(make_run() / "comparison.json")
     for gain in comparison["gains"]:

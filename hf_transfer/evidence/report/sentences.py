@@ -102,7 +102,16 @@ def judge(comparison: Comparison) -> Verdict:
         "no evidence": ("no evidence", "No evidence that transfer helps", f"a difference of {size} that may be chance"),
     }
     tone, opening, difference = openings[verdicts[0]]
-    return Verdict(tone, arm, f"{opening}: on {where} {scores}, {difference}{others}.")
+    differing = [
+        gain for gain in primary_gains(comparison) if gain["budget"] == last["budget"] and gain["verdict"] not in (tone, "no evidence")
+    ]
+    if not differing:
+        return Verdict(tone, arm, f"{opening}: on {where} {scores}, {difference}{others}.")
+    told = "; ".join(
+        f"{gain['arm']} {gain['verdict']} ({signed(gain['delta'])} {interval(gain, of_difference=True)})" for gain in differing
+    )
+    opening = {"no evidence": f"No evidence that {arm} helps"}.get(tone, f"{opening} with {arm}")
+    return Verdict(tone, arm, f"{opening}: on {where} {scores}, {difference}{others}. But {told}.")
 
 
 def ship(comparison: Comparison) -> str:
