@@ -185,7 +185,10 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
             print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
     if failed := comparison.failed:
         tried = len(failed) + len(comparison.cells())
-        raise TrainingError(f"{len(failed)} of {tried} trainings failed, the table is of the others: --resume tries them again")
+        raise TrainingError(
+            f"{len(failed)} of {tried} trainings failed, the table is of the others: --resume tries them again, with other settings if you "
+            "give them"
+        )
 
 
 def _cells(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
 from hf_transfer.errors import ConfigError, did_you_mean, listed
+from hf_transfer.files import RECIPE_FILE
 from hf_transfer.recipe import DataConfig, Recipe, read_yaml
 from hf_transfer.recipe_files import load_recipe, recipe_names
 from hf_transfer.run_settings import RECORDED, TRACKERS, check_arms
@@ -81,11 +82,13 @@ def resolve(recipe: Recipe, flags: argparse.Namespace, defaults: Mapping[str, An
 
 
 def named_recipe(flags: argparse.Namespace) -> tuple[Recipe, dict[str, Any]]:
-    """Give the recipe that `NAME` and the flags ask for, and what to run of it.
+    """Give the recipe that `NAME` and the flags ask for, and what to run of it; without a name, a run that is resumed has its own.
 
     Raises:
         ConfigError: There is none, or a flag cannot be meant.
     """
+    if flags.name is None and flags.config is None and getattr(flags, "resume", None) and flags.output_dir:
+        flags.config = str(Path(flags.output_dir) / RECIPE_FILE)
     if flags.name is None and flags.config is None:
         raise ConfigError(f"name a recipe ({listed(recipe_names())}), or a file with --config")
     if flags.name is not None and not flags.name.endswith((".yaml", ".yml")):

@@ -20,7 +20,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rum", "newsgroups"], "no verb 'rum', there are run, validate, tune, predict, new, ls; did you mean 'run'?"),
+        (["rum", "newsgroups"], "no verb 'rum', there are run, validate, tune, report, predict, new, ls; did you mean 'run'?"),
         (["run"], "name a recipe (image, ner, newsgroups, sentiment, text, vit)"),
         (["run", "newsgrups"], "no recipe 'newsgrups'"),
         (["run", "newsgrups"], "did you mean 'newsgroups'?"),
@@ -58,7 +58,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
         (["run", "newsgroups", "--set", "training.batch_size=[1"], "'[1' is no YAML value"),
         (
             ["run", "newsgroups", "--columns", "txt=body"],
-            "unknown role 'txt', roles are text, text_pair, label, label_name; did you mean 'text'?",
+            "unknown role 'txt', roles are text, text_pair, label, label_name, document; did you mean 'text'?",
         ),
         (["run", "newsgroups", "--config", "gone.yaml"], "config file gone.yaml does not exist"),
         (
@@ -87,7 +87,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
         (["run", "ner", "--set", "task.text=body"], "text and spans belong together"),
         (
             ["run", "ner", "--columns", "token=words"],
-            "unknown role 'token', roles are tokens, ner_tags, text, spans; did you mean 'tokens'?",
+            "unknown role 'token', roles are tokens, ner_tags, text, spans, document; did you mean 'tokens'?",
         ),
         (["run", "ner", "--embedded", "--budgets", "9"], "a budget of 9 rows is too small to train and validate on: at least 10"),
         (["run", "ner", "--embedded", "--set", "training.sampling=balanced"], "sampling 'balanced' needs one label a row"),

@@ -63,7 +63,8 @@ def read_earlier(folder: Path) -> EarlierRun | None:
 def go_on(earlier: EarlierRun, recipe: Recipe, settings: RunSettings, folder: Path) -> tuple[Recipe, RunSettings]:
     """Give what a resumed run trains: the arms, budgets and seeds of both, the rest as the earlier run had it.
 
-    What the earlier run found out by itself (columns, the size of a micro-batch) is taken from there. A run of private data stays one.
+    What the earlier run found out by itself (columns, the size of a micro-batch) is taken from there, and so are its arms that are not
+    asked for now. A run of private data stays one.
 
     Args:
         earlier: What the folder holds.
@@ -74,13 +75,14 @@ def go_on(earlier: EarlierRun, recipe: Recipe, settings: RunSettings, folder: Pa
     Raises:
         ConfigError: A field differs; names all that do, with both values.
     """
-    recipe = _with_found(recipe, earlier.recipe)
+    kept = {arm: earlier.recipe.arms[arm] for arm in earlier.settings.arms if arm not in settings.arms}
+    recipe = replace(_with_found(recipe, earlier.recipe), arms={**recipe.arms, **kept})
     differences = list(_differences("", _compared(earlier.recipe), _compared(recipe)))
     for name in SAME_SETTINGS:
         differences += _differences(name, getattr(earlier.settings, name), getattr(settings, name))
-    for arm, before in earlier.recipe.to_dict()["arms"].items():
-        if arm in earlier.trained_arms or (arm in earlier.settings.arms and arm not in recipe.arms):
-            differences += _differences(f"arms.{arm}", before, recipe.to_dict()["arms"].get(arm))
+    arms_before, arms_now = (one.to_dict()["arms"] for one in (earlier.recipe, recipe))
+    for arm in sorted(earlier.trained_arms):
+        differences += _differences(f"arms.{arm}", arms_before[arm], arms_now[arm])
     if differences:
         raise ConfigError(
             f"cannot go on with the run in {folder}: {'; '.join(differences)}: ask for what the run has (--config {folder / RECIPE_FILE} "

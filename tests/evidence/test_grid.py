@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_a_finished_run_is_shown_again_and_more_cells_are_added(
     whole: ht.Comparison, topics_recipe: ht.Recipe, copied: Path, run: Run
 ) -> None:
     before = {cell: stamps(cell) for cell in finished(copied)}
+    assert run("run", "--output-dir", copied, "--resume")[0] == 0, "a run has a recipe of its own"
     code, out, err = run("run", "--config", copied / "recipe.yaml", "--output-dir", copied, "--resume")
     assert (code, " done: " in err, "4 trainings (4 of them finished before)" in err) == (0, False, True)
     assert whole.table() in out
@@ -125,10 +127,14 @@ def test_another_recipe_is_refused_by_field_name(topics_recipe: ht.Recipe, copie
         assert difference in str(refusal.value)
     assert str(refusal.value).count(": the run has ") == 5
     assert f"ask for what the run has (--config {copied / 'recipe.yaml'} does), or name another folder" in str(refusal.value)
-    with pytest.raises(ConfigError, match=r"arms\.head: the run has .*, asked for nothing"):
-        without = {name: arm for name, arm in ARMS.items() if name != "head"}
-        ht.run(topics_recipe.override({"arms": without}), arms=["full"], output_dir=copied, resume=True)
     assert stamps(copied) == before
+
+
+def test_an_arm_that_is_not_asked_for_stays_as_it_is(topics_recipe: ht.Recipe, copied: Path) -> None:
+    without = {name: replace(arm, num_epochs=1) for name, arm in ARMS.items() if name != "head"}
+    ht.run(replace(topics_recipe, arms=without), arms=["full"], output_dir=copied, resume=True)
+    arms = yaml.safe_load((copied / "recipe.yaml").read_text())["arms"]
+    assert {name: arms[name]["num_epochs"] for name in ("scratch", "head", "full")} == {"scratch": 2, "head": 2, "full": 1}
 
 
 def test_what_the_run_found_out_and_arms_without_a_cell_are_no_difference(topics_recipe: ht.Recipe, copied: Path) -> None:
@@ -238,7 +244,10 @@ def test_a_training_that_fails_leaves_the_others_be_and_is_tried_again(topics_re
     asked = ["run", "--config", config, "--output-dir", folder]
     code, out, err = run(*asked)
     assert code == 2
-    assert err.splitlines()[-1] == "error: 2 of 4 trainings failed, the table is of the others: --resume tries them again"
+    assert (
+        err.splitlines()[-1]
+        == "error: 2 of 4 trainings failed, the table is of the others: --resume tries them again, with other settings if you give them"
+    )
     assert "\n  head " in out and "\n  wild " not in out and "\nFailed: wild, budget 30, seed 1: " in out
     told = [line for line in err.splitlines() if " failed: " in line]
     assert [line.split(": ")[:2] for line in told] == [

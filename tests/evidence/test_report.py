@@ -206,7 +206,7 @@ def test_the_verdict(make_run: MakeRun, verdicts: dict[Any, str], arms: Sequence
         (("scratch", "lora"), {"rest": "no evidence"}, "Its gain over scratch has no evidence: +"),
         (("scratch", "lora"), {"rest": "hurts"}, "But on test it is worse than scratch: -"),
         (("lora", "scratch"), {}, "It is the arm trained from scratch"),
-        (("head", "lora"), {}, "No arm was trained from scratch"),
+        (("head", "lora"), {}, "No training from scratch was finished"),
     ],
 )
 def test_what_is_shipped_says_whether_it_has_evidence(make_run: MakeRun, arms: Sequence[str], verdicts: dict[Any, str], said: str) -> None:

@@ -34,7 +34,7 @@ def test_every_primary_score_and_gain_is_in_the_table(make_run: MakeRun) -> None
         ({}, "The other way than by accuracy: by ece (less is better) head at 60"),
         ({"seeds": (3, 4)}, "Two seeds: with one degree of freedom a 95 % interval is up to 12.7 standard errors to each side"),
         ({"seeds": (3,)}, "One seed: the intervals cover other test rows"),
-        ({"arms": ("head", "lora")}, "No arm was trained from scratch, so this run cannot say whether transfer helps."),
+        ({"arms": ("head", "lora")}, "No training from scratch was finished, so this run cannot say whether transfer helps."),
         ({"failed": [{"arm": "head", "budget": 60, "seed": 9, "error": "no number"}]}, "Failed: head, budget 60, seed 9: no number"),
         ({}, "Fewer than 50 validation rows (12)"),
     ],

@@ -51,7 +51,9 @@ def errors_section(facts: Facts) -> Section | None:
     if found is None:
         return None
     whose = f"{found['arm']}, budget {found['budget']}, seed {found['seed']}"
-    sentences = [f"Test rows as {whose} predicts them. Look at them: some errors are the model's, some are the data's."]
+    sentences = [
+        f"Test rows as {whose} predicts them. Look at them: some errors are the model's, some are the data's. Rows are counted from 0."
+    ]
     if found["private"]:
         sentences.append("The data is private: rows are named by number, without what they hold.")
     lists = [

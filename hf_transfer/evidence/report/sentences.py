@@ -82,7 +82,7 @@ def judge(comparison: Comparison) -> Verdict:
         found = f": {chosen['arm']} scores {metric} {score(entry['mean'])} {interval(entry)}" if entry else ""
         where = budget_name(comparison, chosen["budget"])
         return Verdict(
-            "unknown", None, f"Whether transfer helps this run cannot say, as no arm was trained from scratch{found} on {where}."
+            "unknown", None, f"Whether transfer helps this run cannot say, as no training from scratch was finished{found} on {where}."
         )
     arm, baseline, last = gains[-1]["arm"], gains[-1]["baseline"], gains[-1]
     verdicts = list(dict.fromkeys(gain["verdict"] for gain in gains))
@@ -124,7 +124,7 @@ def ship_evidence(comparison: Comparison) -> str:
     """Say whether the gain of the arm to ship has evidence: it is chosen by validation, which does not ask."""
     chosen = comparison["recommendation"]
     if not comparison["gains"]:
-        return "No arm was trained from scratch, so this run cannot say whether transfer helps."
+        return "No training from scratch was finished, so this run cannot say whether transfer helps."
     baseline = comparison["gains"][0]["baseline"]
     if chosen["arm"] == baseline:
         return f"It is the arm trained from scratch: by validation no pretrained arm is worth shipping before {baseline}."
