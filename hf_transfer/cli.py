@@ -182,7 +182,7 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
         if flags.json:
             print(json.dumps(comparison.values, indent=2, ensure_ascii=False), flush=True)
         else:
-            print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}", flush=True)
+            print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}; open {comparison.folder / REPORT_FILE}", flush=True)
     if failed := comparison.failed:
         tried = len(failed) + len(comparison.cells())
         raise TrainingError(
