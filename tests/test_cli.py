@@ -98,6 +98,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
         (["validate"], "name a recipe (image, ner, newsgroups"),
         (["validate", "ner", "--output-dir", "x"], "unknown flag '--output-dir'"),
         (["validate", "newsgroups", "--embedded", "--budgets", "5000"], "more than the 256 training rows"),
+        (["validate", "newsgroups", "--embedded", "--budgets", "256", "all"], "budget 256 and budget all are the same rows"),
         (["new"], "the following arguments are required: FILE.py, --from"),
         (["new", "mine", "--from", "ner"], "a recipe file is called NAME.py, of letters, digits, . _ and -, found 'mine'"),
         (["new", "my recipe.py", "--from", "ner"], "found 'my recipe.py'"),

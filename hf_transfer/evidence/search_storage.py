@@ -17,6 +17,8 @@ from hf_transfer.evidence.search_space import Space
 
 NUM_RANDOM = 5
 """Trials drawn at random before TPE (Bergstra et al. 2011) has anything to learn from: its usual 10 would be all of a small search."""
+PLACE = "place"
+"""Attribute of a finished trial: its place in the order of finishing. The clocks of several machines may be hours apart."""
 SQLITE_WAIT_SECONDS = 60
 """That one process waits for another to write to the same file."""
 
@@ -96,6 +98,8 @@ class Trials:
         """Keep the loss of the trial asked for last; infinity where it diverged."""
         assert self._asked is not None
         with _working(self._storage.url):
+            places = [trial.user_attrs[PLACE] for trial in self._complete()]
+            self._asked.set_user_attr(PLACE, max(places, default=0) + 1)
             self._study.tell(self._asked, validation_loss)
 
     def close(self) -> None:
@@ -125,7 +129,7 @@ class Trials:
 
     def _complete(self) -> list[FrozenTrial]:
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return sorted(complete, key=lambda trial: (trial.datetime_complete, trial.number))
+        return sorted(complete, key=lambda trial: (trial.user_attrs[PLACE], trial.number))
 
 
 class _Fixed(optuna.samplers.BaseSampler):

@@ -151,6 +151,8 @@ def prepare_study(
         )
     if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
         raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
+    if "all" in budgets and len(corpus.train) in budgets and corpus.validation is None:
+        raise ConfigError(f"budget {len(corpus.train)} and budget all are the same rows, each would be trained twice: leave one out")
     for budget in budgets:
         check_budget(corpus, budget)
         for seed in seeds:

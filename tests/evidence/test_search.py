@@ -216,6 +216,17 @@ def test_two_processes_share_one_storage(recipe: ht.Recipe, tmp_path: Path, caps
     assert ", trial " not in capsys.readouterr().err
 
 
+def test_a_machine_whose_clock_is_late_displaces_no_trial(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searching, "trained", pretended)
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    more = search(recipe, tmp_path / "more", 6, storage)
+    with sqlite3.connect(tmp_path / "shared.db") as database:
+        database.execute("UPDATE trials SET datetime_complete = '2001-01-01 00:00:00' WHERE number = 5")
+    database.close()
+    fewer = search(recipe, tmp_path / "fewer", 5, storage)
+    assert [trial["params"] for trial in fewer["trials"]] == [trial["params"] for trial in more["trials"][:5]]
+
+
 def test_accelerates_processes_train_each_trial_together(topics_folder: Path, tiny_bert: Path, tmp_path: Path) -> None:
     words = ["--dataset", topics_folder, "--checkpoint", tiny_bert, "--max-length", 32, "--epochs", 1, "--arms", "lora", "--search", 3]
     done = launched("newsgroups", 2, *words, "--output-dir", tmp_path / "run")
