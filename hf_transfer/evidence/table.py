@@ -39,7 +39,7 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
     if comparison["gains"]:
         baseline = comparison["gains"][0]["baseline"]
         family = sum(gain["metric"] == comparison["primary_metric"] for gain in comparison["gains"])
-        corrected = f" by Holm's correction for {family} gains, which the intervals are without" if family > 1 else ""
+        corrected = f" by Holm's correction for {family} gains (the intervals are not corrected)" if family > 1 else ""
         lines.append(f"Gain: an arm's score minus {baseline}'s, on the same rows. helps / hurts: it differs from 0, p < 0.05{corrected}.")
     lines += filter(None, [disagreements(comparison), about_seeds(len(seeds))])
     few = sorted({result["data"]["validation_rows"] for result in results if result["data"]["validation_rows"] < MIN_ROWS_TO_CHOOSE})

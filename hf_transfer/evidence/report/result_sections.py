@@ -34,7 +34,7 @@ def gains_section(facts: Facts) -> Section | None:
     if not gains:
         return None
     metric, baseline = comparison["primary_metric"], facts.baseline
-    family = f" by Holm's correction for {len(gains)} gains, which the intervals are without" if len(gains) > 1 else ""
+    family = f" by Holm's correction for {len(gains)} gains (the intervals are not corrected)" if len(gains) > 1 else ""
     sentences = [
         f"Gain: an arm's {metric} on test minus {baseline}'s, on the same rows, budgets and seeds, with 95 % intervals. "
         f"helps / hurts: it differs from 0, p < 0.05{family}.",
