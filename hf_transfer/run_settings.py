@@ -11,6 +11,13 @@ from hf_transfer.recipe import DEFAULT_ARMS, Recipe, read_yaml
 
 Budget = int | Literal["all"]
 """Labelled rows an arm may use, training and validation together."""
+
+
+def budget_order(budget: int | str) -> float:
+    """Give what sorts budgets: "all" is the largest."""
+    return float("inf") if budget == "all" else float(budget)
+
+
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 RECORDED = ("arms", "budgets", "seeds", "max_test_rows", "search", "private_data")
 """Settings that decide what a run finds or shows: the `run` section of its recipe.yaml, and of a config file."""

@@ -39,7 +39,7 @@ With few labels, three seeds, intervals over training draws and test rows (2026-
     full     0.388 [0.357, 0.418]                +0.382 [+0.348, +0.415]  helps         22.6 M     300       2.3 min
 
 With 200 sentences lora learns to name nothing, and full finds entities with some draws of them only; with 1,000 full does with every draw.
-Scratch never learns to find entities here: how many sentences it would need lies beyond the data.
+Scratch never learns to find entities here, at rates and epochs that were not searched: how many sentences it would need is not known.
 On WNUT, scratch was restored from its first epoch, where the validation loss is lowest and hardly an entity is found yet. MiniLM knows no
 capital letters, which bert-base-cased, the default, does; that has not been measured. Rates by validation loss on wikiann, one seed: head
 is the best of 1e-3, 5e-3 and 2e-2, lora of 5e-4, 1e-3 and 2e-3; full did as well at 1e-4; scratch was not searched.

@@ -1,4 +1,4 @@
-"""Photos of ten kinds of things (CIFAR-10): does a pretrained vision transformer help, and which way of tuning it?
+r"""Photos of ten kinds of things (CIFAR-10): does a pretrained vision transformer help, and which way of tuning it?
 
     accelerate launch recipes/vit.py
     accelerate launch recipes/vit.py --arms scratch lora --budgets 500 2000 --seeds 0 1 2
@@ -12,7 +12,7 @@ bf16); mean [95 %] over training draws and test rows; the machine was shared: th
 From CIFAR-10 to MNIST (12,000 training and 3,000 test rows were at hand), 2026-11-21, trained at commit 8399c64, compared at 7a6e9b5;
 verdicts by Holm's correction for 12 gains:
 
-    accelerate launch recipes/vit.py --embedded --dataset ylecun/mnist --set task.augmentation=digits (and, on the same line:)
+    accelerate launch recipes/vit.py --embedded --dataset ylecun/mnist --set task.augmentation=digits \
         --arms scratch head top lora full --budgets 50 200 1000 --seeds 0 1 2 --max-test-rows 2000
 
     40 rows train, 10 validate                gain over scratch          verdict       trained    updates   time

@@ -13,7 +13,7 @@ from hf_transfer.evidence.learning_curves import label_efficiency, training_spee
 from hf_transfer.evidence.predictions import read_predictions
 from hf_transfer.evidence.statistics import Estimate, estimate, holm, minimum_detectable, row_values
 from hf_transfer.files import PREDICTIONS_FILE, RESULT_FILE, cell_folder, read_json
-from hf_transfer.run_settings import Budget
+from hf_transfer.run_settings import Budget, budget_order
 
 VERDICT_LEVEL = 0.05
 
@@ -123,7 +123,7 @@ def recommend(cells: Cells) -> dict[str, Any]:
     fewest trainable parameters, then the fewest updates; the seed with the median loss. The losses are those of the seeds that all arms
     have finished, where there are any: a seed draws the validation rows, and some draws are easy.
     """
-    budget = max((budget for _, budget in cells), key=lambda budget: float("inf") if budget == "all" else budget)
+    budget = max((budget for _, budget in cells), key=budget_order)
     finished = {arm: group for (arm, at), group in cells.items() if at == budget}
     shared = set.intersection(*({cell.seed for cell in group} for group in finished.values()))
     compared = {arm: [cell for cell in group if cell.seed in shared or not shared] for arm, group in finished.items()}

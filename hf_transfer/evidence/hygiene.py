@@ -9,6 +9,7 @@ from hf_transfer.data.hygiene import Conflict, count_duplicates, count_lengths, 
 from hf_transfer.data.near_duplicates import SHINGLE_WORDS, THRESHOLD, NearSearch, find_near_duplicates
 from hf_transfer.data.roles import Examples, is_empty
 from hf_transfer.evaluation.metrics import Predictions
+from hf_transfer.evidence.report.formats import shorten
 from hf_transfer.evidence.study import Study
 
 MAX_SHOWN = 20
@@ -70,7 +71,7 @@ def is_sampled(hygiene: Mapping[str, Any]) -> bool:
 
 def excerpt(text: str) -> str:
     """Give a text, or its beginning where it is long."""
-    return text if len(text) <= EXCERPT else f"{text[: EXCERPT - 1]}…"
+    return shorten(text, EXCERPT)
 
 
 def measure_floors(study: Study) -> dict[str, dict[str, float]]:

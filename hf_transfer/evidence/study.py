@@ -126,37 +126,11 @@ def prepare_study(
     Raises:
         ConfigError, DataError, CheckpointError: What is wrong, in one sentence.
     """
-    assert recipe.data.source is not None
     task = functions_of(recipe.task)
     checkpoint = open_base(recipe.checkpoint, task.load_processor, local_files_only)
     task.check_reach(checkpoint.processor, checkpoint.config, recipe.task, checkpoint.name)
-    source = load_source(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
-    named = {role: column for role, column in recipe.columns.items() if role != DOCUMENT}
-    columns = task.choose_columns(named, source.splits["train"].column_names, recipe.task)
-    labels, examples = task.read(source, columns, recipe.data.label_names, recipe.task)
-    documents = read_documents(source.splits, recipe.columns.get(DOCUMENT), columns.values())
-    examples = {split: found and replace(found, documents=documents.get(split)) for split, found in examples.items()}
-    recipe = _with_columns(recipe, columns)
-    if isinstance(recipe.training.class_weights, dict):
-        task.weights_by_class(recipe.training.class_weights, labels)
-    corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
-    notices = source.notices + task.check_labels(corpus, labels)
-    if corpus.overlap_rows and not recipe.data.drop_overlap:
-        notices.append(f"{corpus.overlap_rows:,} training rows stand in test too: --set data.drop_overlap=true drops them")
-    if corpus.test.documents is not None:
-        num_documents = len(set(corpus.test.documents.tolist()))
-        notices.append(
-            f"the {len(corpus.test):,} test rows are of {num_documents:,} document{'' if num_documents == 1 else 's'} "
-            f"(column '{recipe.columns.get(DOCUMENT, DOCUMENT)}'), each one draw of the intervals"
-        )
-    if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
-        raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
-    if "all" in budgets and len(corpus.train) in budgets and corpus.validation is None:
-        raise ConfigError(f"budget {len(corpus.train)} and budget all are the same rows, each would be trained twice: leave one out")
-    for budget in budgets:
-        check_budget(corpus, budget)
-        for seed in seeds:
-            draw(corpus, budget, seed)
+    recipe, labels, corpus, notices = _read_data(recipe, max_test_rows, local_files_only)
+    _check_draws(recipe, corpus, budgets, seeds)
     architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout, task.READS_TEXTS_WHOLE)
     checked = {name: check_arm(architecture, recipe.arms[name], recipe.training, task.PEFT_TASK_TYPE) for name in arms}
     normed = [name for name, model in checked.items() if trainable_batch_norms(model)]
@@ -168,13 +142,8 @@ def prepare_study(
         notices += check_batch_norm(recipe, normed, accelerator)
     if task.augmenter(checkpoint.processor, recipe.task) is not None:
         notices.append(describe_augmentation({name: augments(recipe.arms[name]) for name in arms}))
-    num_workers = recipe.training.num_workers
-    if num_workers is None:
-        num_workers = default_num_workers(accelerator) if task.READS_FILES else 0
-    if num_workers and accelerator.device.type == "cpu" and accelerator.num_processes > 1:
-        # The threads of gloo enter Python now and then; a process forked in that moment waits for ever (CPython 3.11).
-        num_workers = 0
-        notices.append("several CPU processes read their images themselves: no workers are started beside them")
+    num_workers, told = _choose_num_workers(recipe, accelerator)
+    notices += told
 
     def encode(rows: Examples) -> Rows:
         return Rows(rows, encode_cached(task, checkpoint.processor, rows.inputs, recipe.task))
@@ -193,6 +162,54 @@ def prepare_study(
         num_workers=num_workers,
         collate=collate,
     )
+
+
+def _read_data(recipe: Recipe, max_test_rows: int | None, local_files_only: bool) -> tuple[Recipe, list[str], Corpus, list[str]]:
+    """Give the recipe with the columns that were read, label names, (C,), the rows by role, and sentences to tell of them."""
+    assert recipe.data.source is not None
+    task = functions_of(recipe.task)
+    source = load_source(recipe.data.source, recipe.data.config, recipe.data.revision, local_files_only)
+    named = {role: column for role, column in recipe.columns.items() if role != DOCUMENT}
+    columns = task.choose_columns(named, source.splits["train"].column_names, recipe.task)
+    labels, examples = task.read(source, columns, recipe.data.label_names, recipe.task)
+    documents = read_documents(source.splits, recipe.columns.get(DOCUMENT), columns.values())
+    examples = {split: found and replace(found, documents=documents.get(split)) for split, found in examples.items()}
+    if isinstance(recipe.training.class_weights, dict):
+        task.weights_by_class(recipe.training.class_weights, labels)
+    corpus = fix_test(examples, max_test_rows, recipe.data.drop_overlap)
+    notices = source.notices + task.check_labels(corpus, labels)
+    if corpus.overlap_rows and not recipe.data.drop_overlap:
+        notices.append(f"{corpus.overlap_rows:,} training rows stand in test too: --set data.drop_overlap=true drops them")
+    if corpus.test.documents is not None:
+        num_documents = len(set(corpus.test.documents.tolist()))
+        notices.append(
+            f"the {len(corpus.test):,} test rows are of {num_documents:,} document{'' if num_documents == 1 else 's'} "
+            f"(column '{recipe.columns.get(DOCUMENT, DOCUMENT)}'), each one draw of the intervals"
+        )
+    return _with_columns(recipe, columns), labels, corpus, notices
+
+
+def _check_draws(recipe: Recipe, corpus: Corpus, budgets: Sequence[Budget], seeds: Sequence[int]) -> None:
+    """Refuse budgets that cannot be drawn, or not balanced, before any training."""
+    if recipe.training.sampling == "balanced" and not corpus.train.strata.any():
+        raise ConfigError("sampling 'balanced' needs one label a row, these rows have one a word: take class_weights instead")
+    if "all" in budgets and len(corpus.train) in budgets and corpus.validation is None:
+        raise ConfigError(f"budget {len(corpus.train)} and budget all are the same rows, each would be trained twice: leave one out")
+    for budget in budgets:
+        check_budget(corpus, budget)
+        for seed in seeds:
+            draw(corpus, budget, seed)
+
+
+def _choose_num_workers(recipe: Recipe, accelerator: Accelerator) -> tuple[int, list[str]]:
+    """Give the processes that read the input ahead, and sentences to tell of them."""
+    num_workers = recipe.training.num_workers
+    if num_workers is None:
+        num_workers = default_num_workers(accelerator) if functions_of(recipe.task).READS_FILES else 0
+    if num_workers and accelerator.device.type == "cpu" and accelerator.num_processes > 1:
+        # The threads of gloo enter Python now and then; a process forked in that moment waits for ever (CPython 3.11).
+        return 0, ["several CPU processes read their images themselves: no workers are started beside them"]
+    return num_workers, []
 
 
 def _fitting_tokens(recipe: Recipe, arms: Sequence[str], architecture: Architecture, collate: Collate, accelerator: Accelerator) -> int:

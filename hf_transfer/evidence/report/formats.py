@@ -63,4 +63,4 @@ def detectable_gain(smallest: float | None) -> str:
 
 def shorten(text: str, most: int) -> str:
     """Cut a text after so many characters, with an ellipsis."""
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"

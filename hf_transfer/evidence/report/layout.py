@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MOST_UNFOLDED = 25
+"""Rows up to which a table of labels lies open."""
+PRIVATE = "The data is private: rows are named by number, without what they hold."
+
 
 @dataclass(frozen=True)
 class Column:

@@ -7,12 +7,11 @@ from hf_transfer.errors import listed
 from hf_transfer.evidence.report.diagnostics import MISSED, ClassScore, Confusion, class_scores, confusion_of
 from hf_transfer.evidence.report.facts import Facts
 from hf_transfer.evidence.report.formats import percent, score
-from hf_transfer.evidence.report.layout import Column, Example, Examples, Piece, Reading, Section, Table
+from hf_transfer.evidence.report.layout import MOST_UNFOLDED, PRIVATE, Column, Example, Examples, Piece, Reading, Section, Table
 
 MOST_CLASSES = 12
 """Classes up to which a table of all confusions can be read."""
 MOST_PAIRS = 20
-MOST_UNFOLDED = 25
 
 
 def classes_section(facts: Facts) -> Section | None:
@@ -55,7 +54,7 @@ def errors_section(facts: Facts) -> Section | None:
         f"Test rows as {whose} predicts them. Look at them: some errors are the model's, some are the data's. Rows are counted from 0."
     ]
     if found["private"]:
-        sentences.append("The data is private: rows are named by number, without what they hold.")
+        sentences.append(PRIVATE)
     lists = [
         Examples(caption, [_example(entry) for entry in found[key]])
         for key, caption in (

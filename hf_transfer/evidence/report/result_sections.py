@@ -11,7 +11,6 @@ from hf_transfer.evidence.report.sentences import (
     LOWER_IS_BETTER,
     arm_entry,
     budget_name,
-    budget_order,
     disagreements,
     label_efficiency,
     match_words,
@@ -19,6 +18,7 @@ from hf_transfer.evidence.report.sentences import (
     num_rows,
     primary_gains,
 )
+from hf_transfer.run_settings import budget_order
 
 ARM, BUDGET = Column("arm"), Column("labelled rows", is_number=True)
 MOST_SEEDS = 5

@@ -7,12 +7,11 @@ import yaml
 
 from hf_transfer.evidence.report.facts import Facts
 from hf_transfer.evidence.report.formats import duration, percent, score
-from hf_transfer.evidence.report.layout import Column, Section, Table
+from hf_transfer.evidence.report.layout import MOST_UNFOLDED, PRIVATE, Column, Section, Table
 from hf_transfer.evidence.report.result_sections import ARM, environment_words
-from hf_transfer.evidence.report.sentences import budget_order, failures
+from hf_transfer.evidence.report.sentences import failures
 from hf_transfer.files import RECIPE_FILE
-
-MOST_UNFOLDED = 25
+from hf_transfer.run_settings import budget_order
 
 
 def data_section(facts: Facts) -> Section | None:
@@ -29,7 +28,7 @@ def data_section(facts: Facts) -> Section | None:
     if overlap["exact_rows"] or overlap["near_rows"]:
         sentences.append("What stands on both sides flatters every arm that can remember it, scores on new data will be lower.")
     if found["private"]:
-        sentences.append("The data is private: rows are named by number, without what they hold.")
+        sentences.append(PRIVATE)
     tables = [_splits_table(found), _labels_table(found)]
     if overlap["pairs"]:
         tables.append(_pairs_table(overlap))

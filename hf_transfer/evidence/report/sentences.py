@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hf_transfer.errors import listed
 from hf_transfer.evidence.report.formats import detectable_gain, interval, p_value, score, signed
+from hf_transfer.run_settings import budget_order
 
 Comparison = Mapping[str, Any]
 Tone = Literal["helps", "hurts", "no evidence", "mixed", "unknown"]
@@ -33,11 +34,6 @@ def primary_gains(comparison: Comparison, arm: str | None = None) -> list[Mappin
     """Give the gains in the primary metric, of one arm or of all, few labels first."""
     gains = [gain for gain in comparison["gains"] if gain["metric"] == comparison["primary_metric"] and (arm is None or gain["arm"] == arm)]
     return sorted(gains, key=lambda gain: budget_order(gain["budget"]))
-
-
-def budget_order(budget: int | str) -> float:
-    """Give what sorts budgets: "all" is the largest."""
-    return float("inf") if budget == "all" else float(budget)
 
 
 def budgets_of(comparison: Comparison) -> list[int | str]:
