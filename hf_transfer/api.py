@@ -50,6 +50,7 @@ def run(
     tracker: str | None = None,
     private_data: bool = False,
     resume: bool = False,
+    max_minutes: float | None = None,
 ) -> "Comparison":
     """Train arms x budgets x seeds of a recipe and compare them.
 
@@ -65,12 +66,15 @@ def run(
         parallel: Cells trained at once, each on a device of its own.
         tracker: "tensorboard", "wandb", "mlflow" or "trackio", whichever is installed; None = none.
         private_data: Write no text or image of the data into the run folder.
-        resume: Go on with the run in `output_dir`: finished cells stay; more arms, budgets or seeds may be asked for, and what is None
-            is as that run has it.
+        resume: Go on with the run in `output_dir`: finished cells stay, begun ones go on from their saved state; more arms, budgets or
+            seeds may be asked for, and what is None is as that run has it.
+        max_minutes: Minutes after which the run ends, the state of the training it is in saved; None = when it is done.
 
     Raises:
         TransferError: A mistake in recipe, data, checkpoint or folder (nothing is written then), or no training that could be finished.
             One that could not leaves the others be: see `Comparison.failed`.
+        Interrupted: Ctrl-C, SIGTERM or `max_minutes` ended the run (a KeyboardInterrupt); the training it was in ends behind its update,
+            its state saved, and `resume` goes on from there. A second Ctrl-C ends it at once.
     """
     folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
     asked = {"arms": arms, "budgets": budgets, "seeds": seeds, "max_test_rows": max_test_rows, "search": search}
@@ -85,6 +89,7 @@ def run(
         tracker=tracker,
         private_data=private_data,
         resume=resume,
+        max_minutes=max_minutes,
     )
 
     from hf_transfer.evidence.grid import run_grid

@@ -174,9 +174,9 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
         raise ConfigError("--output-dir must not be empty")
     try:
         comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
-            print("interrupted: what was finished stays where it is, and --resume goes on from there", file=sys.stderr)
+            print(f"{str(error) or 'interrupted'}; --resume goes on from what was finished and saved", file=sys.stderr)
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":
         if flags.json:

@@ -37,6 +37,17 @@ class SharedTrainingError(TrainingError):
     """A training that cannot go on, as every process of the run finds at the same point: other trainings of the run can."""
 
 
+class DivergedError(SharedTrainingError):
+    """A training whose loss, gradient or predictions are no finite numbers any more."""
+
+    best: "dict[str, float] | None" = None
+    """Epoch and validation loss of the best state, which the model was put back into; None where none is known."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to end, by a signal or its clock; says what is kept. No mistake, so no `TransferError`."""
+
+
 class InstallationError(TransferError, RuntimeError):
     """An installation that lacks something, or holds something that breaks it."""
 

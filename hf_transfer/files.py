@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ CARD_FILE = "README.md"
 SEARCH_FILE = "search.json"
 SEARCH_DATABASE = "search.db"
 LOGS_FOLDER = "logs"
+STATE_FOLDER = "state"
 
 
 LEFTOVERS = ".*.tmp-*"
@@ -163,6 +164,19 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def empty_folder(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove what a folder holds, but for what is called as said; the folder goes with it where nothing is kept."""
+    for path in folder.iterdir():
+        if path.name in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            remove_folder(path)
+        else:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def sweep(folder: Path) -> None:
     """Remove what writes that were killed left behind in a folder and below it."""
     for path in sorted(folder.rglob(LEFTOVERS)):
@@ -176,15 +190,27 @@ def sweep(folder: Path) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Lend a temporary path; what was written there becomes `path` when the block ends without an error."""
+    with temporary_file(path) as temporary:
+        yield temporary
+        move_into_place(temporary, path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Lend a temporary path beside `path`; what is there when the block ends is removed."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        _flush_to_disk(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, in the place of what may have it; both are on the disk then."""
+    _flush_to_disk(temporary)
+    os.replace(temporary, path)
+    _flush_to_disk(path.parent)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hf_transfer.recipe import DataConfig, Recipe, read_yaml
 from hf_transfer.recipe_files import load_recipe, recipe_names
 from hf_transfer.run_settings import RECORDED, TRACKERS, check_arms
 
-UNRECORDED = ("search_storage", "parallel", "tracker", "resume")
+UNRECORDED = ("search_storage", "parallel", "tracker", "resume", "max_minutes")
 """Settings of a run that change nothing it finds."""
 
 EMBEDDED_CHECKPOINT_OF = {
@@ -170,8 +170,10 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
         ("batch_size", "training.batch_size"),
         ("max_length", "task.max_length"),
         ("precision", "training.precision"),
+        ("save_every", "training.save_every"),
+        ("save_minutes", "training.save_minutes"),
     ):
-        if getattr(flags, flag) is not None:
+        if getattr(flags, flag, None) is not None:
             changes[path] = getattr(flags, flag)
     for flag in ("activation_checkpointing", "compile"):
         if getattr(flags, flag):
@@ -260,8 +262,14 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         default=None,
-        help="go on with the run in that folder: finished cells stay; more arms, budgets or seeds may be asked for",
+        help="go on with the run in that folder: finished trainings stay, begun ones go on from their saved state; more arms, budgets or "
+        "seeds may be asked for",
     )
+    cells.add_argument(
+        "--save-every", type=int, metavar="N", help="save the state of a training every N updates, for --resume; default none"
+    )
+    cells.add_argument("--save-minutes", type=float, metavar="M", help="save it every M minutes; default 10")
+    cells.add_argument("--max-minutes", type=float, metavar="M", help="end after M minutes, the state saved; --resume goes on")
     cells.add_argument("--parallel", type=int, metavar="N", help="train N cells at once, each on a device of its own; default 1")
     cells.add_argument(
         "--search",

@@ -145,10 +145,19 @@ class TrainingConfig:
     """Compile the blocks that train (torch.compile, block by block): a minute or more at the start of every arm."""
     precision: Precision = "auto"
     """"auto" = bf16 where the hardware multiplies it, else fp32."""
+    save_every: Count | None = None
+    """Updates from one saved state of a training to the next; null = by the clock alone."""
+    save_minutes: Positive | None = 10
+    """Minutes from one saved state to the next; null = by updates alone."""
 
     def __post_init__(self) -> None:
         if self.class_weights == "balanced" and self.sampling == "balanced":
             raise ValueError("class_weights 'balanced' and sampling 'balanced' make up for rare classes twice: take one of them")
+
+
+HOW_COMPUTED = ("micro_batch_tokens", "num_workers", "activation_checkpointing", "compile", "save_every", "save_minutes")
+"""Fields of `TrainingConfig` that say how an update is computed, or its state saved, not which update it is: a run may be gone on with by
+others, and its results compared."""
 
 
 def default_arms(kind: str = "text-classification") -> dict[str, Arm]:

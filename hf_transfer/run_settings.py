@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class RunSettings:
     """Write no text or image of the data into the run folder."""
     resume: bool = False
     """Go on with what the run folder holds."""
+    max_minutes: float | None = None
+    """Minutes after which the run ends, the state of the training it is in saved; None = it ends when it is done."""
 
     def recorded(self) -> dict[str, Any]:
         """Give the `run` section of recipe.yaml."""
@@ -63,6 +66,7 @@ def check_settings(
     tracker: str | None = None,
     private_data: bool = False,
     resume: bool = False,
+    max_minutes: float | None = None,
 ) -> RunSettings:
     """Check what is asked for; arms, budgets and seeds come once each.
 
@@ -74,6 +78,8 @@ def check_settings(
         # True and False are whole numbers to Python.
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ConfigError(f"{name} must be a number of at least 1, found {number!r}")
+    if max_minutes is not None and not (isinstance(max_minutes, Real) and 0 < max_minutes < float("inf")):
+        raise ConfigError(f"max_minutes must be a number above 0, found {max_minutes!r}")
     if search_storage is not None and search is None:
         raise ConfigError("search_storage keeps the trials of a search, and none is asked for: give search (--search N), too")
     if tracker is not None and tracker not in TRACKERS:
@@ -92,6 +98,7 @@ def check_settings(
         tracker,
         private_data,
         resume,
+        None if max_minutes is None else float(max_minutes),
     )
 
 

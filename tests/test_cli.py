@@ -26,7 +26,7 @@ from tests.conftest import Run, make_rows, make_sentences, refused, save_tiny_be
         (["run", "newsgrups"], "did you mean 'newsgroups'?"),
         (["run", "mine.py"], "recipe file mine.py does not exist"),
         (["run", "newsgroups", "--arm", "full"], "unknown flag '--arm'; did you mean '--arms'?"),
-        (["run", "newsgroups", "--save-every"], "unknown flag '--save-every'"),
+        (["run", "newsgroups", "--save-evry"], "unknown flag '--save-evry'; did you mean '--save-every'?"),
         (
             ["run", "newsgroups", "--embedded", "--arms", "lroa"],
             "no arm 'lroa', it has scratch, head, top, lora, full; did you mean 'lora'?",

@@ -9,10 +9,10 @@ from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
 
-from hf_transfer.errors import SharedTrainingError, TrainingError, first_line
+from hf_transfer.errors import DivergedError, SharedTrainingError, TrainingError, first_line
 from hf_transfer.evidence.cell import run_cell, title_of
 from hf_transfer.evidence.study import Study
-from hf_transfer.files import FAILURE_FILE, cell_folder, remove_folder, write_json
+from hf_transfer.files import FAILURE_FILE, MODEL_FOLDER, STATE_FOLDER, cell_folder, empty_folder, write_json
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 
@@ -74,11 +74,17 @@ def attempt_cell(study: Study, cell: PlannedCell, run_folder: Path, tracker: str
         if why is None:
             raise
         failure = why.removeprefix(f"{title_of(cell.arm_name, cell.budget, cell.seed)}: ")
+        # It would diverge again from its state, while what wants memory, or was killed, may go on from there.
+        kept = MODEL_FOLDER if isinstance(error, DivergedError) else STATE_FOLDER
+        if isinstance(error, DivergedError) and error.best is not None:
+            failure += (
+                f"; its best state (epoch {error.best['epoch']}, validation loss {error.best['validation_loss']:.3f}) is kept as a model"
+            )
     # The failed model is only freed now that the error, which holds its frames, is gone.
     gc.collect()
     accelerator.free_memory()
     if accelerator.is_main_process:
-        write_failure(cell, failure, run_folder)
+        write_failure(cell, failure, run_folder, kept)
     accelerator.wait_for_everyone()
     return failure
 
@@ -99,12 +105,12 @@ def why_lost(error: MemoryError | RuntimeError, num_processes: int) -> str | Non
     return None
 
 
-def write_failure(cell: PlannedCell, error: str, run_folder: Path) -> None:
-    """Write a cell's `failure.json`, in the place of what there may be of it."""
+def write_failure(cell: PlannedCell, error: str, run_folder: Path, kept: str = STATE_FOLDER) -> None:
+    """Write a cell's `failure.json`, in the place of what there may be of it but the folder `kept`."""
     folder = cell.folder(run_folder)
     if folder.is_dir():
-        remove_folder(folder)
-    folder.mkdir(parents=True)
+        empty_folder(folder, keep=[kept])
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FAILURE_FILE, describe_failure(cell, error))
 
 

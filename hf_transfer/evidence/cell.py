@@ -1,7 +1,7 @@
 """One cell of a run: an arm trained on one budget with one seed, validated, tested once, saved."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_transfer.data.hub import EMBEDDED, is_local_dataset
+from hf_transfer.errors import DivergedError
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evidence.arms import build_arm
 from hf_transfer.evidence.cached_prefix import Reading, reading_cached
@@ -19,7 +20,7 @@ from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, write_json
+from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, STATE_FOLDER, remove_folder, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
@@ -27,6 +28,7 @@ from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 from hf_transfer.training.device import peak_memory_bytes, reset_loss_scale, reset_peak_memory
 from hf_transfer.training.loop import Training
+from hf_transfer.training.state import Saving, resumed_from
 from hf_transfer.training.tracking import Log, named, tracked
 
 
@@ -55,6 +57,8 @@ def trained(
     seed: int,
     title: str,
     log: Log | None = None,
+    saving: Saving | None = None,
+    keep: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[TrainedArm]:
     """Build an arm's model, train and validate it; what is read from the cache can be until the block ends.
 
@@ -66,10 +70,13 @@ def trained(
         more_rows: Others that the model will be measured on.
         seed: Draws new parameters, order, augmentation and dropout.
         title: Of the progress bar.
-        log: As of `training.loop.train`.
+        log: As of `training.loop.train`, and so is what follows.
+        saving: Where its state is saved.
+        keep: Takes the model in its best state where the training diverges after that was known; None = nobody does.
 
     Raises:
-        TrainingError: The loss became no number.
+        TrainingError: The training cannot go on.
+        Interrupted: The run is asked to end.
     """
     accelerator = study.accelerator
     reset_peak_memory(accelerator)
@@ -80,9 +87,13 @@ def trained(
     model.to(accelerator.device)
     try:
         with reading_cached(study, model, arm, [train_rows, validation_rows, *more_rows], title) as reading:
-            done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title, log)
+            done = fit(reading.study, model, arm, reading.rows[0], reading.rows[1], seed, title, log, saving)
             validation, _ = evaluate(reading.study, model, reading.rows[1])
             yield TrainedArm(model, done, validation, reading, *counts, unused)
+    except DivergedError as error:
+        if keep is not None and error.best is not None:
+            keep(model)
+        raise
     finally:
         # Of a training that diverged, too: another may follow.
         accelerator.free_memory()
@@ -104,12 +115,14 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         What `result.json` holds.
 
     Raises:
-        TrainingError: The loss became no number.
+        TrainingError: The training cannot go on. Where it diverged, its best state is in the cell's folder as a model.
+        Interrupted: The run is asked to end; the state of the training is in the cell's folder.
     """
     accelerator = study.accelerator
     train_rows, validation_rows = study.draw(budget, seed)
     title = title_of(arm_name, budget, seed)
     step = _describe_step(study, arm_name, arm, budget, seed, len(train_rows))
+    chain = [*(study.architecture.checkpoint.chain if arm.init == "pretrained" else []), step]
     run_folder = folder.parents[2]
     tracking = tracked(
         tracker if accelerator.is_main_process else None,
@@ -118,16 +131,23 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         _describe_settings(study, arm, step),
         run_folder / LOGS_FOLDER,
     )
+    settings = study.recipe.training
+    saving = Saving(folder / STATE_FOLDER, origin_of_cell(study, arm), settings.save_every, settings.save_minutes)
+
+    def keep(model: nn.Module) -> None:
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            _save_model(study, model, chain, folder)
+
     with tracking as log:
         # A tracker that takes its time to begin is no cost of the training.
         started = time.perf_counter()
-        with trained(study, arm, train_rows, validation_rows, [study.test], seed, title, log) as found:
+        with trained(study, arm, train_rows, validation_rows, [study.test], seed, title, log, saving, keep) as found:
             test_metrics, predicted = evaluate(found.reading.study, found.model, found.reading.rows[2])
-        cost = _cost_of(found, accelerator, time.perf_counter() - started)
+        cost = _cost_of(found, accelerator, saving.earlier_seconds + time.perf_counter() - started)
         if log is not None:
             log(found.training.updates, named("test", test_metrics) | named("cost", cost))
     done = found.training
-    chain = [*(study.architecture.checkpoint.chain if arm.init == "pretrained" else []), step]
     result = {
         "arm": arm_name,
         "init": arm.init,
@@ -146,7 +166,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         "best_epoch": done.best_epoch,
         "frozen_blocks": found.reading.frozen_blocks,
         "frozen_unused": found.frozen_unused,
-        "resumed_from": [],
+        "resumed_from": resumed_from(folder / STATE_FOLDER),
         "data": {
             "train_rows": len(train_rows),
             "validation_rows": len(validation_rows),
@@ -158,9 +178,15 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         "environment": describe_environment(accelerator),
     }
     if accelerator.is_main_process:
-        _write_cell(study, accelerator.unwrap_model(found.model, keep_fp32_wrapper=False), predicted, result, folder)
+        _write_cell(study, found.model, predicted, result, folder)
     accelerator.wait_for_everyone()
     return result
+
+
+def origin_of_cell(study: Study, arm: Arm) -> dict[str, Any]:
+    """Give what a cell's training is of, beside its budget and seed: what must be the same to go on with its state."""
+    weights = study.architecture.checkpoint.sha256 if arm.init == "pretrained" else None
+    return {"data": study.corpus.fingerprint, "checkpoint": weights, "arm": asdict(arm)}
 
 
 def title_of(arm_name: str, budget: Budget, seed: int) -> str:
@@ -214,7 +240,17 @@ def _describe_step(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: 
 
 
 def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_model(study, model, result["chain"], folder)
+    write_predictions(
+        folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, study.test.examples.clusters, as_lists=study.task.MANY_ITEMS
+    )
+    write_json(folder / RESULT_FILE, result)
+    if (folder / STATE_FOLDER).is_dir():
+        remove_folder(folder / STATE_FOLDER)
+
+
+def _save_model(study: Study, model: nn.Module, chain: list[dict[str, Any]], folder: Path) -> None:
     checkpoint = study.architecture.checkpoint
     sidecar = Sidecar(
         task=study.recipe.to_dict()["task"],
@@ -223,10 +259,7 @@ def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: 
         base_revision=checkpoint.revision,
         base_sha256=checkpoint.sha256,
         pooling=study.architecture.pooling,
-        chain=result["chain"],
+        chain=chain,
     )
-    save_model(model, checkpoint.processor, sidecar, folder / MODEL_FOLDER)
-    write_predictions(
-        folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, study.test.examples.clusters, as_lists=study.task.MANY_ITEMS
-    )
-    write_json(folder / RESULT_FILE, result)
+    plain = study.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    save_model(plain, checkpoint.processor, sidecar, folder / MODEL_FOLDER)

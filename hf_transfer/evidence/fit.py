@@ -17,6 +17,7 @@ from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
 from hf_transfer.training.regularization import StartingPoint, Unfreezing
+from hf_transfer.training.state import Saving
 from hf_transfer.training.tracking import Log
 
 MIN_ROWS_TO_CHOOSE = 50
@@ -24,7 +25,15 @@ MIN_ROWS_TO_CHOOSE = 50
 
 
 def fit(
-    study: Study, model: nn.Module, arm: Arm, rows: Rows, validation_rows: Rows, seed: int, title: str, log: Log | None = None
+    study: Study,
+    model: nn.Module,
+    arm: Arm,
+    rows: Rows,
+    validation_rows: Rows,
+    seed: int,
+    title: str,
+    log: Log | None = None,
+    saving: Saving | None = None,
 ) -> Training:
     """Train an arm's model.
 
@@ -36,10 +45,12 @@ def fit(
         validation_rows: That choose the state kept, where they are enough.
         seed: Draws order, augmentation and dropout.
         title: Of the progress bar.
-        log: As of `loop.train`.
+        log: As of `loop.train`, and so is what follows.
+        saving: Where its state is saved.
 
     Raises:
-        TrainingError: The loss became no number.
+        TrainingError: The training cannot go on.
+        Interrupted: The run is asked to end.
     """
     settings = study.recipe.training
     plan, batches = lay_plan(study, model, arm, rows, seed)
@@ -67,6 +78,8 @@ def fit(
         plain_kernels=settings.activation_checkpointing or settings.compile,
         log=log,
         title=title,
+        saving=saving,
+        stopping=study.stopping,
     )
 
 

@@ -34,7 +34,8 @@ from hf_transfer.files import (
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
-from hf_transfer.training.processes import on_main_process, say
+from hf_transfer.training.processes import any_process, on_main_process, say
+from hf_transfer.training.stopping import Stopping
 from hf_transfer.training.tracking import check_tracker
 
 
@@ -54,7 +55,13 @@ def run_grid(
 
     Raises:
         TransferError: A mistake in recipe, data, checkpoint or folder, or no cell that could be trained.
+        Interrupted: The run was asked to end.
     """
+    with Stopping(settings.max_minutes) as stopping:
+        _run_grid(recipe, settings, output_dir, local_files_only, stopping)
+
+
+def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_files_only: bool, stopping: Stopping) -> None:
     accelerator = make_accelerator(recipe.training.precision)
     check_parallel(settings.parallel, accelerator)
     if settings.resume and (earlier := on_main_process(accelerator, lambda: read_earlier(output_dir))):
@@ -66,7 +73,7 @@ def run_grid(
         from hf_transfer.evidence.search import check_search_storage, search_arms
 
         check_search_storage(settings, accelerator)
-    study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only)
+    study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only, stopping)
     with _open_run_folder(output_dir, settings.resume, accelerator):
         cells = [PlannedCell(arm, study.recipe.arms[arm], budget, seed) for budget, seed, arm in itertools.product(budgets, seeds, arms)]
         left = on_main_process(accelerator, lambda: clear_unfinished(output_dir, study, cells))
@@ -120,7 +127,7 @@ def _train(
     if settings.parallel > 1:
         attempts = train_in_workers(study, cells, settings, output_dir, local_files_only)
     else:
-        attempts = ((cell, attempt_cell(study, cell, output_dir, settings.tracker)) for cell in cells)
+        attempts = _train_in_turn(study, cells, settings, output_dir)
     failed = []
     with closing(attempts), quick_collections():
         for number, (cell, error) in enumerate(attempts, 1):
@@ -130,6 +137,16 @@ def _train(
                 told = _describe_cell(cell, output_dir, study.metrics.names[0]) if error is None else f"failed: {cell}: {error}"
                 say(study.accelerator, f"{number} of {len(cells)} {told}")
     return [describe_failure(cell, error) for cell, error in sorted(failed, key=lambda one: cells.index(one[0]))]
+
+
+def _train_in_turn(
+    study: Study, cells: Sequence[PlannedCell], settings: RunSettings, output_dir: Path
+) -> Generator[tuple[PlannedCell, str | None]]:
+    for cell in cells:
+        # Its clock may have run out in what is not ended at once, on one process a moment before the others.
+        if any_process(study.accelerator, study.stopping.is_asked)[0]:
+            study.stopping.end(f"ended before {cell}")
+        yield cell, attempt_cell(study, cell, output_dir, settings.tracker)
 
 
 @contextmanager

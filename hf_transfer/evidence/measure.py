@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_transfer.errors import SharedTrainingError
+from hf_transfer.errors import DivergedError
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.evidence.study import Rows, Study
@@ -26,12 +26,12 @@ def evaluate(study: Study, model: nn.Module, rows: Rows) -> tuple[dict[str, Any]
         task's metrics; the predictions.
 
     Raises:
-        SharedTrainingError: A logit is no finite number.
+        DivergedError: A logit is no finite number.
     """
     layout = rows.layout
     logits = predict_logits(model, layout, study.collate, study.task.item_logits, study.max_tokens, study.accelerator, study.num_workers)
     if not np.isfinite(logits).all():
-        raise SharedTrainingError(
+        raise DivergedError(
             "the model predicts what is no finite number: lower the learning rate, lengthen the warmup, or take --precision fp32"
         )
     losses = item_losses(torch.from_numpy(logits), torch.from_numpy(rows.labels)).double().numpy()

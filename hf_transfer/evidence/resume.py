@@ -2,19 +2,32 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
 from hf_transfer.errors import ConfigError, RunFolderError, listed
 from hf_transfer.evidence.attempt import PlannedCell
+from hf_transfer.evidence.cell import origin_of_cell
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.study import Study
-from hf_transfer.files import PREDICTIONS_FILE, RECIPE_FILE, RESULT_FILE, holds_something, read_json, remove_folder, sweep
-from hf_transfer.recipe import Recipe, read_yaml
+from hf_transfer.files import (
+    FAILURE_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    RESULT_FILE,
+    STATE_FOLDER,
+    empty_folder,
+    holds_something,
+    read_json,
+    remove_folder,
+    sweep,
+)
+from hf_transfer.recipe import HOW_COMPUTED, Recipe, read_yaml
 from hf_transfer.run_settings import RunSettings, check_settings
+from hf_transfer.training.state import origin_of
 
 SAME_SETTINGS = ("max_test_rows", "search")
 """Settings that may not change: they decide what every cell finds."""
@@ -98,20 +111,47 @@ def go_on(earlier: EarlierRun, recipe: Recipe, settings: RunSettings, folder: Pa
 
 
 def clear_unfinished(folder: Path, study: Study, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """Give the cells that are not finished, after removing what is there of them.
+    """Give the cells that are not finished, after removing what is there of them but the states of their trainings.
 
     Raises:
-        RunFolderError: A finished cell was trained on other data, or from other weights; nothing is removed then.
+        RunFolderError: A cell was trained on other data, or from other weights; nothing is removed then.
     """
     finished = [cell for cell in cells if (cell.folder(folder) / RESULT_FILE).is_file()]
+    unfinished = [cell for cell in cells if cell not in finished]
     for cell in finished:
         _check_origin(cell.folder(folder), study)
+    for cell in unfinished:
+        _check_state(cell, folder, study)
     sweep(folder)
-    unfinished = [cell for cell in cells if cell not in finished]
+    for cell in finished:
+        # One that was killed after the last it wrote.
+        if (cell.folder(folder) / STATE_FOLDER).is_dir():
+            remove_folder(cell.folder(folder) / STATE_FOLDER)
     for cell in unfinished:
         if cell.folder(folder).is_dir():
-            remove_folder(cell.folder(folder))
+            empty_folder(cell.folder(folder), keep=[] if _is_given_up(cell, folder, study) else [STATE_FOLDER])
     return unfinished
+
+
+def _check_state(cell: PlannedCell, folder: Path, study: Study) -> None:
+    """Refuse to go on with the state of a training on other data, from other weights, or of an arm with other settings.
+
+    Raises:
+        RunFolderError: Names what changed.
+    """
+    found = origin_of(cell.folder(folder) / STATE_FOLDER)
+    if found is None or _is_given_up(cell, folder, study):
+        return
+    now = origin_of_cell(study, cell.arm)
+    names = {"data": "data", "checkpoint": f"checkpoint {study.recipe.checkpoint}", "arm": f"settings of arm {cell.arm_name}"}
+    if changed := [name for key, name in names.items() if found[key] != now[key]]:
+        _refuse_changed(folder, cell.folder(folder), changed, "was begun")
+
+
+def _is_given_up(cell: PlannedCell, folder: Path, study: Study) -> bool:
+    """Say whether a cell failed and is now tried with other settings, so that the state of its training is of no use."""
+    found = origin_of(cell.folder(folder) / STATE_FOLDER)
+    return (cell.folder(folder) / FAILURE_FILE).is_file() and found is not None and found["arm"] != asdict(cell.arm)
 
 
 def hide_data(folder: Path) -> None:
@@ -142,10 +182,14 @@ def _check_origin(cell: Path, study: Study) -> None:
         f"checkpoint {study.recipe.checkpoint}": (weights, weights and study.architecture.checkpoint.sha256),
     }
     if changed := [what for what, (before, now) in found.items() if before != now]:
-        raise RunFolderError(
-            f"cannot go on with the run in {cell.parents[2]}: the {listed(changed)} changed since {'/'.join(cell.parts[-3:])} was trained: "
-            "bring it back, or name another folder with --output-dir"
-        )
+        _refuse_changed(cell.parents[2], cell, changed, "was trained")
+
+
+def _refuse_changed(folder: Path, cell: Path, changed: Sequence[str], what: str) -> NoReturn:
+    raise RunFolderError(
+        f"cannot go on with the run in {folder}: the {listed(changed)} changed since {'/'.join(cell.parts[-3:])} {what}: "
+        "bring it back, or name another folder with --output-dir"
+    )
 
 
 def _with_found(recipe: Recipe, before: Recipe) -> Recipe:
@@ -166,6 +210,7 @@ def _compared(recipe: Recipe) -> dict[str, Any]:
     values = recipe.to_dict()
     del values["arms"]
     values["data"]["columns"] = recipe.columns
+    values["training"] = {name: value for name, value in values["training"].items() if name not in HOW_COMPUTED}
     values["task"] = {name: value for name, value in values["task"].items() if name not in recipe.task.roles}
     return values
 

@@ -28,13 +28,12 @@ from hf_transfer.evidence.search_space import Space, arm_with, blocks_around, ow
 from hf_transfer.evidence.search_storage import Trial, Trials, describe_trials, file_url, open_storage, without_password
 from hf_transfer.evidence.study import Rows, Study
 from hf_transfer.files import RESULT_FILE, SEARCH_DATABASE, SEARCH_FILE, cell_folder, read_json, write_json
-from hf_transfer.recipe import Arm
+from hf_transfer.recipe import HOW_COMPUTED, Arm
 from hf_transfer.run_settings import Budget, RunSettings
 from hf_transfer.training.processes import on_main_process, say
 
-UNCOMPARED = ("micro_batch_tokens", "num_workers", "activation_checkpointing", "compile", "precision")
-"""Training settings that two searches may differ in and still be one: they change how an update is computed. The precision that "auto"
-came to is compared instead."""
+UNCOMPARED = (*HOW_COMPUTED, "precision")
+"""Training settings that two searches may differ in and still be one. The precision that "auto" came to is compared instead."""
 
 
 def check_search_storage(settings: RunSettings, accelerator: Accelerator) -> None:

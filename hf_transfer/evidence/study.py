@@ -27,6 +27,7 @@ from hf_transfer.tasks import functions_of
 from hf_transfer.tasks.items import EncodedRow, Layout, lay_out
 from hf_transfer.tasks.token_cache import encode_cached
 from hf_transfer.training.device import default_micro_batch_tokens, default_num_workers, device_memory_bytes
+from hf_transfer.training.stopping import Stopping
 
 MEMORY_SHARE = 0.8
 """Of a GPU's memory that a training may be estimated to take; the rest is the allocator's, and the estimate's error."""
@@ -83,6 +84,8 @@ class Study:
     """Processes that read the input ahead, for each training process."""
     collate: Collate
     """Windows -> forward arguments."""
+    stopping: Stopping
+    """Says whether the run is asked to end."""
 
     @property
     def task(self) -> ModuleType:
@@ -111,6 +114,7 @@ def prepare_study(
     accelerator: Accelerator,
     max_test_rows: int | None = None,
     local_files_only: bool = False,
+    stopping: Stopping | None = None,
 ) -> Study:
     """Load, check and encode everything a run needs, so that a mistake shows before any training.
 
@@ -122,6 +126,7 @@ def prepare_study(
         accelerator: Devices and processes.
         max_test_rows: Sample size of the test rows, None = all.
         local_files_only: Take Hub ids from the cache.
+        stopping: Says whether the run is asked to end; None = it never is.
 
     Raises:
         ConfigError, DataError, CheckpointError: What is wrong, in one sentence.
@@ -161,6 +166,7 @@ def prepare_study(
         max_tokens=max_tokens,
         num_workers=num_workers,
         collate=collate,
+        stopping=Stopping() if stopping is None else stopping,
     )
 
 

@@ -14,12 +14,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.errors import TransferError
+from hf_transfer.errors import Interrupted, TransferError
 from hf_transfer.evidence.attempt import PlannedCell, attempt_cell, quick_collections
 from hf_transfer.evidence.study import prepare_study
 from hf_transfer.recipe import Arm, Recipe
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
+from hf_transfer.training.stopping import Stopping
 
 
 def main() -> None:
@@ -37,12 +38,14 @@ def main() -> None:
             recipe, settings = Recipe.from_dict(job["recipe"]), RunSettings(**job["settings"])
             accelerator = make_accelerator(recipe.training.precision)
             asked = (settings.arms, settings.budgets, settings.seeds, accelerator, settings.max_test_rows)
-            study = prepare_study(recipe, *asked, local_files_only=job["local_files_only"])
-            with quick_collections():
+            with Stopping() as stopping, quick_collections():
+                study = prepare_study(recipe, *asked, local_files_only=job["local_files_only"], stopping=stopping)
                 while True:
                     cell = told.get()
                     planned = PlannedCell(cell["arm_name"], Arm(**cell["arm"]), cell["budget"], cell["seed"])
                     answer(failure=attempt_cell(study, planned, Path(job["run_folder"]), settings.tracker))
+        except Interrupted as error:
+            answer(interrupted=str(error))
         except TransferError as error:
             answer(refused=str(error), kind=type(error).__name__)
         except Exception:

@@ -72,7 +72,8 @@ def train_in_workers(
 ) -> Generator[tuple[PlannedCell, str | None]]:
     """Train cells in worker processes, and yield each as it ends, with the reason if it failed.
 
-    A worker that is killed fails its cell, and another takes its place. None outlives this process, or the generator.
+    A worker that is killed fails its cell, and another takes its place. None outlives this process, or the generator. Where the run is
+    asked to end, so are they, and this process waits for them to save their states.
 
     Args:
         study: Of this process; workers prepare the same for themselves.
@@ -84,6 +85,7 @@ def train_in_workers(
     Raises:
         TransferError: A worker found a mistake in recipe, data or checkpoint.
         RuntimeError: A bug in a worker; holds its traceback.
+        Interrupted: The run was asked to end.
     """
     recipe = study.recipe
     if recipe.training.num_workers is None:
@@ -99,27 +101,42 @@ def train_in_workers(
         workers[slot] = worker
         selector.register(worker.answers, selectors.EVENT_READ, slot)
 
+    told_to_end: set[int] = set()
     try:
-        for slot in range(min(settings.parallel, len(waiting))):
-            start(slot)
-        while workers:
-            # In this order: what one that ended had answered is ready then.
-            ended = {slot for slot, worker in workers.items() if worker.process.poll() is not None}
-            ready = {key.data for key, _ in selector.select(LOOK_SECONDS)}
-            for slot, worker in list(workers.items()):
-                line = worker.answers.readline() if slot in ready else b""
-                is_dead = not line.endswith(b"\n") and (slot in ready or slot in ended)
-                if not line and not is_dead:
-                    continue
-                failure = _found_dead(worker, run_folder) if is_dead else _understood(json.loads(line), worker)
-                if waiting and not is_dead:
-                    workers[slot] = _given(worker, waiting.pop(0))
-                else:
-                    selector.unregister(worker.answers)
-                    _end(workers.pop(slot))
-                    if waiting:
-                        start(slot)
-                yield worker.cell, failure
+        with study.stopping.deferred():
+            for slot in range(min(settings.parallel, len(waiting))):
+                start(slot)
+            while workers:
+                if study.stopping.is_asked:
+                    waiting.clear()
+                    for slot, worker in workers.items():
+                        if slot not in told_to_end:
+                            told_to_end.add(slot)
+                            worker.process.send_signal(signal.SIGTERM)
+                # In this order: what one that ended had answered is ready then.
+                ended = {slot for slot, worker in workers.items() if worker.process.poll() is not None}
+                ready = {key.data for key, _ in selector.select(LOOK_SECONDS)}
+                for slot, worker in list(workers.items()):
+                    line = worker.answers.readline() if slot in ready else b""
+                    is_dead = not line.endswith(b"\n") and (slot in ready or slot in ended)
+                    if not line and not is_dead:
+                        continue
+                    answer = None if is_dead else json.loads(line)
+                    is_over = answer is None or "interrupted" in answer
+                    # What ends because the run is to end has not failed.
+                    is_told = is_over and study.stopping.is_asked
+                    failure = None if is_told else _failure_of(worker, answer, run_folder)
+                    if waiting and not is_over:
+                        workers[slot] = _given(worker, waiting.pop(0))
+                    else:
+                        selector.unregister(worker.answers)
+                        _end(workers.pop(slot))
+                        if waiting:
+                            start(slot)
+                    if not is_told:
+                        yield worker.cell, failure
+        if study.stopping.is_asked:
+            study.stopping.end("the trainings that were begun are saved")
     finally:
         for worker in workers.values():
             _end(worker)
@@ -186,19 +203,30 @@ def _tell(worker: _Worker, what: dict[str, Any]) -> None:
         worker.process.stdin.flush()
 
 
-def _understood(answer: dict[str, Any], worker: _Worker) -> str | None:
-    """Give why the worker's cell failed, or None.
+def _failure_of(worker: _Worker, answer: dict[str, Any] | None, run_folder: Path) -> str | None:
+    """Give why a worker's cell failed, or None.
+
+    Args:
+        worker: That trained it.
+        answer: Of the worker; None where it ended without one.
+        run_folder: That the cell's folder lies in.
 
     Raises:
         TransferError: The worker found a mistake of the user's.
         RuntimeError: It found a bug of ours.
     """
+    if answer is None:
+        return _found_dead(worker, run_folder)
+    if "interrupted" in answer:
+        failure = f"the process that trained it was {answer['interrupted']}"
+        write_failure(worker.cell, failure, run_folder)
+        return failure
     if "refused" in answer:
         raise getattr(errors, answer["kind"])(answer["refused"])
     if "traceback" in answer:
         raise RuntimeError(f"the process that trained {worker.cell} found a bug:\n{answer['traceback']}")
-    failure: str | None = answer["failure"]
-    return failure
+    failed: str | None = answer["failure"]
+    return failed
 
 
 def _found_dead(worker: _Worker, run_folder: Path) -> str | None:

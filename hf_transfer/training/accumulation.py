@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
@@ -48,18 +50,8 @@ def accumulate(
     total = torch.zeros((), device=accelerator.device)
 
     def forward(read: Read) -> torch.Tensor:
-        seed = plan.dropout_seed(update, read.micro_batch)
-        torch.manual_seed(seed)
-        windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
-        arguments = {name: send(tensor, accelerator.device) for name, tensor in read.arguments.items()}
-        labels, weights = send(read.labels, accelerator.device), send(read.weights, accelerator.device)
-        with nullcontext() if plain_kernels else cpu_kernels(accelerator.device, seed):
-            logits = batches.item_logits(model(**arguments).logits, windows)
-        losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
-        if read.partners is not None and read.shares is not None:
-            partners, shares = send(read.partners, accelerator.device), send(read.shares, accelerator.device)
-            losses = shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
-        loss = (losses * weights).sum() * (0.0 if read.micro_batch.is_filler else scale)
+        losses = _losses_of(model, read, plan, update, batches, accelerator, plain_kernels)
+        loss = (losses * send(read.weights, accelerator.device)).sum() * (0.0 if read.micro_batch.is_filler else scale)
         total.add_(loss.detach())
         return loss
 
@@ -77,6 +69,54 @@ def accumulate(
         and _fits(lambda: accelerator.backward(last.pop()), accelerator, agree=False)
     )
     return float(accelerator.reduce(total, reduction="mean")) if fits else None
+
+
+def _losses_of(
+    model: nn.Module,
+    read: Read,
+    plan: UpdatePlan,
+    update: int,
+    batches: Batches,
+    accelerator: Accelerator,
+    plain_kernels: bool,
+) -> torch.Tensor:
+    """Give the loss of each item of a micro-batch, (K,), with the dropout masks that are its own."""
+    seed = plan.dropout_seed(update, read.micro_batch)
+    torch.manual_seed(seed)
+    windows = [batches.layout.windows[window] for window in read.micro_batch.windows]
+    arguments = {name: send(tensor, accelerator.device) for name, tensor in read.arguments.items()}
+    labels = send(read.labels, accelerator.device)
+    with nullcontext() if plain_kernels else cpu_kernels(accelerator.device, seed):
+        logits = batches.item_logits(model(**arguments).logits, windows)
+    losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
+    if read.partners is None or read.shares is None:
+        return losses
+    partners, shares = send(read.partners, accelerator.device), send(read.shares, accelerator.device)
+    return shares * losses + (1 - shares) * item_losses(logits, partners, batches.label_smoothing, batches.focal_gamma)
+
+
+def rows_without_loss(
+    model: nn.Module,
+    micro_batches: Sequence[Read],
+    plan: UpdatePlan,
+    update: int,
+    batches: Batches,
+    accelerator: Accelerator,
+    plain_kernels: bool = False,
+) -> list[int]:
+    """Find the rows of an update whose loss is no finite number, by computing it once more; arguments as of `accumulate`.
+
+    Returns:
+        Their ids, over all processes, in rising order.
+    """
+    found: set[int] = set()
+    for read in micro_batches:
+        with torch.no_grad():
+            losses = _losses_of(model, read, plan, update, batches, accelerator, plain_kernels)
+        items = [window for window in read.micro_batch.windows for _ in batches.layout.items[window]]
+        lost = (~losses.isfinite()).cpu().numpy()
+        found |= {int(batches.row_ids[batches.layout.row_of_window[window]]) for window in np.array(items)[lost]}
+    return sorted({row for rows in gather_object([sorted(found)]) for row in rows})
 
 
 def _fits(do: Callable[[], object], accelerator: Accelerator, agree: bool = True) -> bool:

@@ -56,25 +56,26 @@ class Read:
 class UpdateReader:
     """Reads the updates of one process in order, ahead of the loop."""
 
-    def __init__(self, plan: UpdatePlan, batches: Batches, process: int, num_workers: int = 0) -> None:
-        """Begin with the first update.
+    def __init__(self, plan: UpdatePlan, batches: Batches, process: int, num_workers: int = 0, first: int = 0) -> None:
+        """Begin with an update.
 
         Args:
             plan: Which rows make which update.
             batches: What its windows are made of.
             process: Whose share is read.
             num_workers: Processes that read ahead; 0 = none.
+            first: The update, from 0.
         """
         self._batches, self._process, self._num_workers = batches, process, num_workers
-        self._next = 0
-        self.restart(plan)
+        self._begin(plan, first)
 
     def restart(self, plan: UpdatePlan) -> None:
         """Read the update that was asked for last once more, and those behind it, by another plan."""
-        if self._next:
-            self._next -= 1
-            self.close()
-        first = self._next
+        self.close()
+        self._begin(plan, self._next - 1)
+
+    def _begin(self, plan: UpdatePlan, first: int) -> None:
+        self._next = first
         self._reads = make_ahead(
             lambda index: read_update(first + index, plan, self._batches, self._process), plan.num_updates - first, self._num_workers
         )

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -24,6 +25,14 @@ def on_main_process(accelerator: Accelerator, do: Callable[[], Value]) -> Value:
     if failure is not None:
         raise failure
     return value
+
+
+def any_process(accelerator: Accelerator, *found: bool) -> list[bool]:
+    """Give what is so on one process at least, the same on all."""
+    if accelerator.num_processes == 1:
+        return list(found)
+    counts = accelerator.reduce(torch.tensor([float(one) for one in found], device=accelerator.device), reduction="sum")
+    return [count > 0 for count in counts.tolist()]
 
 
 def say(accelerator: Accelerator, text: str) -> None:

@@ -10,9 +10,19 @@ from tqdm import tqdm
 class Progress:
     """Counts updates, rows and tokens of one training, and shows rows/s, tokens/s and the time left."""
 
-    def __init__(self, title: str, num_updates: int, shown: bool, unit: str = "tokens") -> None:
+    def __init__(self, title: str, num_updates: int, shown: bool, unit: str = "tokens", updates: int = 0) -> None:
+        """Begin to count.
+
+        Args:
+            title: Of the bar and the lines.
+            num_updates: Of the whole training.
+            shown: Whether a person is to see it.
+            unit: Of tokens.
+            updates: Done before.
+        """
         self._bar = tqdm(
             total=num_updates,
+            initial=updates,
             desc=title,
             unit="update",
             disable=not (shown and sys.stderr.isatty()),
@@ -31,16 +41,17 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._bar.close()
 
-    def advance(self, rows: int, tokens: int, seconds: float, wait_seconds: float | None) -> None:
-        """Count one update.
+    def advance(self, updates: int, rows: int, tokens: int, seconds: float, wait_seconds: float | None) -> None:
+        """Count one update more; all counts are those of the training so far.
 
         Args:
-            rows: Of the update.
-            tokens: Of the update.
-            seconds: Of the training so far.
+            updates: Done.
+            rows: Seen.
+            tokens: Seen.
+            seconds: That took.
             wait_seconds: Of these, how long the model waited for input; None = nothing is read ahead.
         """
-        self._updates, self._rows, self._tokens = self._updates + 1, self._rows + rows, self._tokens + tokens
+        self._updates, self._rows, self._tokens = updates, rows, tokens
         self._seconds, self._wait_seconds = seconds, wait_seconds
         self._bar.set_postfix_str(self._rates(), refresh=False)
         self._bar.update()

@@ -86,7 +86,10 @@ def test_no_worker_outlives_the_run(background: Callable[..., subprocess.Popen[s
     _, err = process.communicate(timeout=10)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert err.splitlines()[-1] == "interrupted: what was finished stays where it is, and --resume goes on from there"
+        assert "\ninterrupted (SIGINT): ending behind this update; Ctrl-C ends at once\n" in err
+        assert err.splitlines()[-1] == (
+            "interrupted (SIGINT): the trainings that were begun are saved; --resume goes on from what was finished and saved"
+        )
     assert not (tmp_path / "run/comparison.json").exists()
 
 
@@ -109,11 +112,12 @@ def test_a_mistake_and_a_bug_in_a_worker_end_the_run(topics_recipe: ht.Recipe, t
 
     def train_on_other_data(study: Any, *arguments: Any) -> Any:
         recipe = study.recipe.override({"data.source": str(tmp_path / "gone")})
-        return train(SimpleNamespace(recipe=recipe, num_workers=0, accelerator=study.accelerator), *arguments)
+        return train(SimpleNamespace(recipe=recipe, num_workers=0, accelerator=study.accelerator, stopping=study.stopping), *arguments)
 
     def train_where_something_lies(study: Any, cells: Any, settings: Any, folder: Path, *arguments: Any) -> Any:
         (cell,) = cells
-        cell.folder(folder).mkdir(parents=True)
+        cell.folder(folder).parent.mkdir(parents=True)
+        cell.folder(folder).touch()
         return train(study, cells, settings, folder, *arguments)
 
     for name, error, message, wrong_train in (
@@ -131,7 +135,7 @@ def test_what_a_worker_said_before_it_ended_is_heard(topics_recipe: ht.Recipe, t
 
     def train_on_other_data(study: Any, *arguments: Any) -> Any:
         recipe = study.recipe.override({"data.source": str(tmp_path / "gone")})
-        return train(SimpleNamespace(recipe=recipe, num_workers=0, accelerator=study.accelerator), *arguments)
+        return train(SimpleNamespace(recipe=recipe, num_workers=0, accelerator=study.accelerator, stopping=study.stopping), *arguments)
 
     def start_and_note(*arguments: Any) -> Any:
         started.append(start(*arguments))
