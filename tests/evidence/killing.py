@@ -52,9 +52,8 @@ def main() -> None:
             wait_until(pids, limit)
         was_killed = end(pids)
         kills[kind] += was_killed
-        if is_done(asked.folder):
-            if not was_killed:
-                break
+        if not was_killed and (asked.folder / "comparison.json").is_file():
+            break
     pids = start(asked.config, asked.folder, asked.processes)
     wait_until(pids, SECONDS)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
@@ -143,11 +142,6 @@ def end(pids: list[int]) -> bool:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL for pid in pids)
-
-
-def is_done(folder: Path) -> bool:
-    """Say whether the run has ended as it should."""
-    return (folder / "comparison.json").is_file()
 
 
 if __name__ == "__main__":
