@@ -92,6 +92,9 @@ def model_folder_of(folder: Path) -> Path:
             raise RunFolderError(f"the run's recommended model is gone: expected {folder / MODEL_FOLDER}; give the folder of another cell")
     elif (folder / RECIPE_FILE).is_file():
         raise RunFolderError(f"the run in {folder} is unfinished: it has no {COMPARISON_FILE}; give the folder of a cell that is done")
+    if (folder / FAILURE_FILE).is_file() and (folder / MODEL_FOLDER).is_dir():
+        # The best state of a training that diverged.
+        return folder / MODEL_FOLDER
     if not (folder / RESULT_FILE).is_file():
         return folder
     if not (folder / MODEL_FOLDER).is_dir():

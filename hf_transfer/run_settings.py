@@ -78,7 +78,8 @@ def check_settings(
         # True and False are whole numbers to Python.
         if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
             raise ConfigError(f"{name} must be a number of at least 1, found {number!r}")
-    if max_minutes is not None and not (isinstance(max_minutes, Real) and 0 < max_minutes < float("inf")):
+    is_number = isinstance(max_minutes, Real) and not isinstance(max_minutes, bool)
+    if max_minutes is not None and not (is_number and 0 < max_minutes < float("inf")):
         raise ConfigError(f"max_minutes must be a number above 0, found {max_minutes!r}")
     if search_storage is not None and search is None:
         raise ConfigError("search_storage keeps the trials of a search, and none is asked for: give search (--search N), too")

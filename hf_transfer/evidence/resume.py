@@ -27,7 +27,7 @@ from hf_transfer.files import (
 )
 from hf_transfer.recipe import HOW_COMPUTED, Recipe, read_yaml
 from hf_transfer.run_settings import RunSettings, check_settings
-from hf_transfer.training.state import origin_of
+from hf_transfer.training.state import origin_of, state_files
 
 SAME_SETTINGS = ("max_test_rows", "search")
 """Settings that may not change: they decide what every cell finds."""
@@ -46,7 +46,7 @@ class EarlierRun:
     """As it was resolved."""
     settings: RunSettings
     trained_arms: frozenset[str]
-    """Arms with a finished cell."""
+    """Arms with a cell that is finished, or begun and not failed."""
 
 
 def read_earlier(folder: Path) -> EarlierRun | None:
@@ -69,7 +69,8 @@ def read_earlier(folder: Path) -> EarlierRun | None:
         settings = check_settings(recipe, **{name: value for name, value in run.items() if value is not None})
     except (ConfigError, TypeError) as error:
         raise RunFolderError(f"cannot go on with the run in {folder}: its {RECIPE_FILE} cannot be read: {error}") from None
-    trained = frozenset(result.parts[-4] for result in folder.glob(f"*/budget-*/seed-*/{RESULT_FILE}"))
+    cells = [path for path in folder.glob("*/budget-*/seed-*") if not (path / FAILURE_FILE).is_file()]
+    trained = frozenset(cell.parts[-3] for cell in cells if (cell / RESULT_FILE).is_file() or state_files(cell / STATE_FOLDER))
     return EarlierRun(recipe, settings, trained)
 
 
