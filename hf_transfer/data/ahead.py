@@ -1,5 +1,6 @@
 """Input made ahead of time, by worker processes, in order."""
 
+import signal
 import sys
 from collections.abc import Callable, Generator
 from typing import Any
@@ -8,6 +9,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hf_transfer.errors import TrainingError, TransferError, first_line
+
+GRACE_SECONDS = 10
+"""How long a worker outlives a SIGTERM: batch systems send one to every process of a job."""
 
 
 class _Made(Dataset[Any]):
@@ -23,6 +27,13 @@ class _Made(Dataset[Any]):
         except TransferError as error:
             # Given back, not raised: torch would put the worker's traceback into its sentence.
             return error
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a worker: serve what is being done when all processes are told to end; the one that asked ends it, or a clock does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
 
 
 def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Generator[Any]:
@@ -49,6 +60,7 @@ def make_ahead(make: Callable[[int], Any], count: int, num_workers: int) -> Gene
         multiprocessing_context="fork",
         # Its own, or it would draw from the global generator, which dropout uses.
         generator=torch.Generator(),
+        worker_init_fn=_outlive_signals,
     )
     try:
         for made in loader:

@@ -157,6 +157,50 @@ def test_the_clock_saves_and_stops_and_several_legs_are_one_run(
     assert legs > 1 and len(assert_same(folder, unbroken)) <= legs - 1
 
 
+def test_readers_serve_the_update_that_is_being_ended(
+    tiny_vit: Path, photos_folder: Path, background: Callable[..., subprocess.Popen[str]], run: Run, tmp_path: Path
+) -> None:
+    """A batch system tells all processes of a job at once, those that read ahead, too."""
+    recipe = ht.Recipe(
+        name="photos",
+        task=ht.ImageClassification(augmentation=ht.Augmentation(crop_scale=0.6)),
+        data=ht.DataConfig(str(photos_folder)),
+        checkpoint=str(tiny_vit),
+        arms={"full": ht.Arm(learning_rate=1e-3, num_epochs=200)},
+        training=ht.TrainingConfig(batch_size=8, num_workers=2, save_every=5),
+    )
+    config, folder = tmp_path / "photos.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(recipe.to_dict() | {"run": ASKED | {"arms": ["full"], "budgets": ["all"]}}))
+    process = background(folder, "--config", config)
+    wait_for(lambda: has_state(folder), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.count("ending behind this update") == 1 and "its state saved" in err and "Traceback" not in err, err
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):
+            os.killpg(process.pid, 0)  # None of them is left.
+            time.sleep(0.1)
+
+
+def test_a_damaged_state_is_told_of_and_the_one_before_it_ends_the_same(
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ht.load_recipe(str(begun / "asked.yaml"))
+    found = []
+    for damage in (False, True):
+        folder = shutil.copytree(begun / "run", tmp_path / str(damage))
+        if damage:
+            newest = max(has_state(folder), key=lambda path: int(path.name.split(".")[0].removeprefix("update-")))
+            newest.write_bytes(newest.read_bytes()[:-100])
+        ht.run(recipe, output_dir=folder, resume=True)
+        (cell,) = finished(folder)
+        found.append(((cell / "model/model.safetensors").read_bytes(), json.loads((cell / "result.json").read_text())["resumed_from"]))
+    assert [resumed for _, resumed in found] == [[50], [40]]
+    assert found[0][0] == found[1][0]
+    assert f"note: {newest} is damaged" in capsys.readouterr().err
+
+
 def test_a_run_in_another_thread_is_ended_by_its_clock(long_recipe: ht.Recipe, tmp_path: Path) -> None:
     """Where no signal is handed to."""
     import threading
