@@ -29,6 +29,14 @@ class RunFolderError(TransferError, RuntimeError):
     """A run folder that cannot be written to or read."""
 
 
+class DiskError(RunFolderError, OSError):
+    """A disk that is full, broken or not to be written to; also an OSError, for who can do without what was to be written."""
+
+    def __str__(self) -> str:
+        """Give the sentence, without the number that an OSError puts before it."""
+        return str(self.args[0])
+
+
 class TrainingError(TransferError, RuntimeError):
     """A training that cannot go on."""
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.errors import ConfigError, RunFolderError
+from hf_transfer.errors import ConfigError, DiskError, RunFolderError
 
 RECIPE_FILE = "recipe.yaml"
 COMPARISON_FILE = "comparison.json"
@@ -35,6 +36,16 @@ LOGS_FOLDER = "logs"
 STATE_FOLDER = "state"
 
 
+DISK_REMEDIES = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "make that disk writable",
+    errno.EACCES: "make that folder writable",
+    errno.EPERM: "make that folder writable",
+    errno.EIO: "look after that disk",
+}
+"""What a user can do where the system refuses a write."""
 LEFTOVERS = ".*.tmp-*"
 """Names of files and folders that are not whole yet."""
 CACHE_GIB = 20.0
@@ -161,10 +172,15 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and what it holds; it has another name before the first file goes, so nobody meets it half empty."""
-    doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    """Remove a folder and what it holds; it has another name before the first file goes, so nobody meets it half empty.
+
+    Raises:
+        DiskError: The disk is broken or not to be written to.
+    """
+    with disk_faults(folder):
+        doomed = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
 
 
 def empty_folder(folder: Path, keep: Collection[str] = ()) -> None:
@@ -183,16 +199,53 @@ def empty_folder(folder: Path, keep: Collection[str] = ()) -> None:
 def sweep(folder: Path) -> None:
     """Remove what writes that were killed left behind in a folder and below it."""
     for path in sorted(folder.rglob(LEFTOVERS)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            # Its folder may be gone already.
-            path.unlink(missing_ok=True)
+        with disk_faults(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                # Its folder may be gone already.
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Tell of a write to `path` that the disk refuses in a sentence.
+
+    Raises:
+        DiskError: Names the file or folder, the reason and the remedy.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = disk_fault(error)
+        if number is None or isinstance(error, DiskError):
+            raise
+        told = DiskError(
+            f"cannot write {path} ({os.strerror(number)}): {DISK_REMEDIES[number]}; what was finished before is whole, and --resume goes "
+            "on with a run"
+        )
+        told.errno, told.strerror = number, os.strerror(number)
+        raise told from error
+
+
+def disk_fault(error: BaseException) -> int | None:
+    """Give the system's number of a write that a disk refused, None where an error is something else.
+
+    Errors of libraries written in Rust (safetensors, tokenizers) are no OSError, and say it in their text.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (said := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(said[1])
+    return number if number in DISK_REMEDIES else None
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Lend a temporary path; what was written there becomes `path` when the block ends without an error."""
+    """Lend a temporary path; what was written there becomes `path` when the block ends without an error.
+
+    Raises:
+        DiskError: The disk is full, broken or not to be written to; what was there before stays.
+    """
     with temporary_file(path) as temporary:
         yield temporary
         move_into_place(temporary, path)
@@ -200,13 +253,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Lend a temporary path beside `path`; what is there when the block ends is removed."""
+    """Lend a temporary path beside `path`; what is there when the block ends is removed.
+
+    Raises:
+        DiskError: The disk is full, broken or not to be written to.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with disk_faults(path):
+        try:
+            yield temporary
+        finally:
+            # What cannot be removed from a broken disk is swept later.
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
@@ -218,19 +277,34 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Lend a temporary folder that becomes `path` (which must not exist) when the block ends without an error."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        for written in temporary.rglob("*"):
-            # safetensors creates its files with mode 0600; a run folder is readable like any other.
-            written.chmod(0o755 if written.is_dir() else 0o644)
-            _flush_to_disk(written)
-        os.rename(temporary, path)
-        _flush_to_disk(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Lend a temporary folder that becomes `path` (which must not exist) when the block ends without an error.
+
+    Raises:
+        DiskError: The disk is full, broken or not to be written to.
+    """
+    with disk_faults(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            for written in temporary.rglob("*"):
+                # safetensors creates its files with mode 0600; a run folder is readable like any other.
+                written.chmod(0o755 if written.is_dir() else 0o644)
+                _flush_to_disk(written)
+            os.rename(temporary, path)
+            _flush_to_disk(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder that is not there yet, and those above it.
+
+    Raises:
+        DiskError: The disk is full, broken or not to be written to.
+    """
+    with disk_faults(path):
+        path.mkdir(parents=True)
 
 
 def write_text(path: Path, text: str) -> None:

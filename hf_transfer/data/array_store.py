@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_transfer.files import atomic_file
+from hf_transfer.files import atomic_file, disk_fault
 
 SUFFIX = ".safetensors"
 FILE_BYTES = 2**27
@@ -94,7 +94,7 @@ def write_arrays(path: Path, arrays: Mapping[str, torch.Tensor]) -> None:
             save_file(dict(arrays), temporary)
         except SafetensorError as error:
             # Not an OSError itself, whatever the system said.
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(disk_fault(error) or errno.EIO, str(error)) from error
 
 
 def make_room(root: Path, wanted: int, max_bytes: int) -> bool:

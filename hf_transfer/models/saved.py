@@ -146,7 +146,8 @@ def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig],
     """
     folder = find_checkpoint_folder(name, local_files_only)
     if not is_adapter(folder):
-        return open_checkpoint(name, load_processor, local_files_only)
+        # It is in the cache by now: asked again, the Hub might have another.
+        return open_checkpoint(name, load_processor, local_files_only=True)
     if not (folder / SIDECAR_FILE).is_file():
         raise CheckpointError(
             f"checkpoint {name} is an adapter without its base model: merge it into the base (PEFT's merge_and_unload) and give that folder"
