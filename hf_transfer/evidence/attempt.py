@@ -12,7 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from hf_transfer.errors import DivergedError, SharedTrainingError, TrainingError, first_line
 from hf_transfer.evidence.cell import run_cell, title_of
 from hf_transfer.evidence.study import Study
-from hf_transfer.files import FAILURE_FILE, MODEL_FOLDER, STATE_FOLDER, cell_folder, empty_folder, write_json
+from hf_transfer.files import FAILURE_FILE, MODEL_FOLDER, STATE_FOLDER, cell_folder, empty_folder, make_folder, write_json
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 
@@ -110,7 +110,7 @@ def write_failure(cell: PlannedCell, error: str, run_folder: Path, kept: str = S
     folder = cell.folder(run_folder)
     if folder.is_dir():
         empty_folder(folder, keep=[kept])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / FAILURE_FILE, describe_failure(cell, error))
 
 

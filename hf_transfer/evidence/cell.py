@@ -20,7 +20,7 @@ from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, STATE_FOLDER, remove_folder, write_json
+from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, STATE_FOLDER, make_folder, remove_folder, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.tuning import freeze_unused
@@ -136,7 +136,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
 
     def keep(model: nn.Module) -> None:
         if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             _save_model(study, model, chain, folder)
 
     with tracking as log:
@@ -240,7 +240,7 @@ def _describe_step(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: 
 
 
 def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _save_model(study, model, result["chain"], folder)
     write_predictions(
         folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, study.test.examples.clusters, as_lists=study.task.MANY_ITEMS
