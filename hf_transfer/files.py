@@ -298,13 +298,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder that is not there yet, and those above it.
+    """Create a folder where it is not there yet, and those above it.
 
     Raises:
         DiskError: The disk is full, broken or not to be written to.
     """
     with disk_faults(path):
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
