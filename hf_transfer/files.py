@@ -4,6 +4,7 @@ A write goes to a temporary name beside its target, is flushed to the disk and t
 never meets half a file.
 """
 
+import atexit
 import errno
 import fcntl
 import hashlib
@@ -12,8 +13,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ DISK_REMEDIES = {
     errno.EIO: "look after that disk",
 }
 """What a user can do where the system refuses a write."""
+TEMPORARY_PREFIX = "hf_transfer-tmp-"
+SETTLING_SECONDS = 60
+"""Age from which a temporary folder that nobody holds was left behind."""
 LEFTOVERS = ".*.tmp-*"
 """Names of files and folders that are not whole yet."""
 CACHE_GIB = 20.0
@@ -113,12 +118,24 @@ def model_folder_of(folder: Path) -> Path:
     return folder / MODEL_FOLDER
 
 
-def claim_run_folder(folder: Path) -> None:
-    """Create the folder of a new run.
+@contextmanager
+def open_run_folder(folder: Path, resume: bool = False) -> Iterator[None]:
+    """Have a run folder, new or resumed, for this process alone until the block ends.
+
+    It is looked into when it is held: of two processes that find it empty the second would else write over what the first one, the quicker,
+    has finished by then.
 
     Raises:
-        RunFolderError: It already holds something, or cannot be created or written to.
+        RunFolderError: Another process has it, it cannot be created or written to, or holds something and is not to be resumed.
     """
+    check_writable(folder)
+    with held(folder):
+        if not resume:
+            _check_unclaimed(folder)
+        yield
+
+
+def _check_unclaimed(folder: Path) -> None:
     if holds_something(folder):
         marks = {COMPARISON_FILE: "another run", RECIPE_FILE: "an unfinished run"}
         what = next((what for mark, what in marks.items() if (folder / mark).exists()), None)
@@ -126,7 +143,6 @@ def claim_run_folder(folder: Path) -> None:
         raise RunFolderError(
             f"output folder {folder} already holds {what or 'other files'}: {go_on}name another with --output-dir, or move this one away"
         )
-    check_writable(folder)
 
 
 def check_writable(folder: Path) -> None:
@@ -305,6 +321,25 @@ def make_folder(path: Path) -> None:
     """
     with disk_faults(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def temporary_folder() -> Path:
+    """Give a folder that goes when this process ends; those that killed processes left behind go now.
+
+    A lock tells who is alive: the system takes it back however a process ends, and in whatever container.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        # Others' may not be looked into.
+        with suppress(OSError, RunFolderError), held(left):
+            if time.time() - left.stat().st_mtime > SETTLING_SECONDS:
+                shutil.rmtree(left)
+    folder = Path(_until_the_end.enter_context(tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX)))
+    _until_the_end.enter_context(held(folder))
+    return folder
+
+
+_until_the_end = ExitStack()
+atexit.register(_until_the_end.close)
 
 
 def write_text(path: Path, text: str) -> None:

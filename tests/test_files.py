@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,9 @@ from hf_transfer.files import (
     atomic_file,
     atomic_folder,
     cell_folder,
-    claim_run_folder,
     held,
     holds_something,
+    open_run_folder,
     read_json,
     remove_folder,
     run_folder_of,
@@ -40,6 +43,11 @@ def test_a_folder_that_fails_is_absent(tmp_path: Path) -> None:
         (temporary / "weights").write_text("whole")
     assert (tmp_path / "model/weights").read_text() == "whole"
     assert (tmp_path / "model/weights").stat().st_mode & 0o777 == 0o644
+
+
+def claim_run_folder(folder: Path) -> None:
+    with open_run_folder(folder):
+        pass
 
 
 def test_a_run_folder_is_claimed_once(tmp_path: Path) -> None:
@@ -104,3 +112,32 @@ def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:
     assert run_folder_of(model) is None
     (tmp_path / "recipe.yaml").write_text("name: x")
     assert run_folder_of(model) == tmp_path.resolve()
+
+
+def test_a_temporary_folder_goes_with_its_process_or_when_the_next_one_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import os, signal, sys; from hf_transfer.files import temporary_folder; folder = temporary_folder(); "
+        "(folder / 'weights').write_text('x'); print(folder, flush=True); "
+        "sys.argv[1] == 'killed' and os.kill(os.getpid(), signal.SIGKILL); sys.argv[1] == 'waits' and sys.stdin.read()"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def start(how: str) -> tuple[subprocess.Popen[str], Path]:
+        command = [sys.executable, "-c", program, how]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        return process, Path(process.stdout.readline().strip())
+
+    alive, of_alive = start("waits")
+    killed, of_killed = start("killed")
+    killed.communicate()
+    assert of_alive.is_dir() and of_killed.is_dir()
+    for folder in (of_alive, of_killed):
+        # As if they were begun long ago.
+        os.utime(folder, (0, 0))
+    ended, of_ended = start("ends")
+    ended.communicate()
+    assert list(tmp_path.iterdir()) == [of_alive]
+    assert (of_alive / "weights").is_file() and not of_ended.exists()
+    alive.communicate("")
+    assert list(tmp_path.iterdir()) == []

@@ -178,3 +178,21 @@ def test_what_is_in_the_cache_is_used_where_the_hub_fails_and_the_run_says_so(hu
     assert seconds < 60
     told = re.findall(r"^the Hub .*(?:taking|looking for) (.*) (?:from|in) the cache$", err, re.MULTILINE)
     assert told in (["checkpoint org/tiny", "dataset org/rows"], ["org/tiny, org/rows"]), err
+
+
+@pytest.mark.parametrize(("asked", "what"), [("org/tiny", "checkpoint"), ("org/rows", "dataset")])
+def test_a_full_disk_under_the_hub_s_cache_is_one_sentence(
+    hub: LoopbackHub, command: Command, local_rows: Path, tiny_bert: Path, tmp_path: Path, asked: str, what: str
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(home)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    try:
+        given = {"checkpoint": tiny_bert, "dataset": local_rows, what: asked}
+        words = [word for name, value in given.items() for word in (f"--{name}", value)]
+        sentence = refused(command("validate", "text", *words, "--max-length", "32"), tmp_path / "work")
+        assert sentence.startswith(f"error: cannot keep {what} '{asked}' in {home}"), sentence
+        assert "(No space left on device): free some space on that disk, or set HF_HOME" in sentence
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=True)

@@ -1,7 +1,6 @@
 """A trained arm on disk, and a model again: weights as transformers or PEFT save them, beside a sidecar with what neither keeps."""
 
 import functools
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,17 @@ from transformers import PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
 from hf_transfer.errors import CheckpointError, TransferError
-from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RECIPE_FILE, SIDECAR_FILE, atomic_folder, read_json, run_folder_of, write_json
+from hf_transfer.files import (
+    CARD_FILE,
+    MODEL_FOLDER,
+    RECIPE_FILE,
+    SIDECAR_FILE,
+    atomic_folder,
+    read_json,
+    run_folder_of,
+    temporary_folder,
+    write_json,
+)
 from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,
@@ -159,16 +168,10 @@ def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig],
 def _merged(folder: Path, sha256: str) -> Path:
     """Write an adapter of ours, merged into its base, to a temporary folder; once for the same weights."""
     saved = load_saved(str(folder))
-    temporary = tempfile.TemporaryDirectory(prefix="hf_transfer-")
-    # Removed when the process ends.
-    _TEMPORARY.append(temporary)
-    merged = Path(temporary.name) / "merged"
+    merged = temporary_folder() / "merged"
     # On the CPU, where every machine merges to the same weights.
     save_model(saved.model.cpu().merge_and_unload(), saved.processor, saved.sidecar, merged)
     return merged
-
-
-_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _cache_only(name: str) -> bool:
@@ -179,8 +182,8 @@ def _cache_only(name: str) -> bool:
 def _find_base(folder: Path, sidecar: Sidecar) -> Path:
     """Find the folder of a checkpoint whose weights are those the adapter was trained on.
 
-    Asked in turn: what the run's recipe names, from here and from the folders above the run, the embedded package, the cache or the Hub,
-    and last the models of the runs beside it.
+    Asked in turn: what the run's recipe names, from here and (its last parts) from the folders above the run, the embedded package, the
+    cache or the Hub, and last the models of the runs beside it.
 
     Raises:
         CheckpointError: None of them has these weights.
@@ -206,8 +209,11 @@ def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
         started_from = read_yaml(run_folder / RECIPE_FILE).get("checkpoint", "")
         if is_local_checkpoint(started_from):
             yield started_from
-        # The run may have been started in another folder than we are in.
-        yield from (str(path) for parent in run_folder.parents if (path := parent / started_from).is_dir())
+        # The run may have been started in another folder than we are in, or been moved with its base: what is the same of the path are its
+        # last parts.
+        parts = Path(started_from).parts
+        tails = [Path(*parts[start:]) for start in range(len(parts))]
+        yield from (str(path) for tail in tails for parent in run_folder.parents if (path := parent / tail).is_dir())
     for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
         if hub_id == sidecar.base_checkpoint:
             yield EMBEDDED + name
