@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
-from hf_transfer.errors import TrainingError
+from hf_transfer.errors import RunFolderError, TrainingError
 from hf_transfer.evidence.attempt import PlannedCell, attempt_cell, describe_failure, quick_collections
 from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.errors import describe_chosen
@@ -24,9 +24,7 @@ from hf_transfer.files import (
     HYGIENE_FILE,
     RECIPE_FILE,
     RESULT_FILE,
-    check_writable,
-    claim_run_folder,
-    held,
+    open_run_folder,
     read_json,
     write_json,
     write_text,
@@ -64,7 +62,8 @@ def run_grid(
 def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_files_only: bool, stopping: Stopping) -> None:
     accelerator = make_accelerator(recipe.training.precision)
     check_parallel(settings.parallel, accelerator)
-    if settings.resume and (earlier := on_main_process(accelerator, lambda: read_earlier(output_dir))):
+    earlier = on_main_process(accelerator, lambda: read_earlier(output_dir)) if settings.resume else None
+    if earlier:
         recipe, settings = go_on(earlier, recipe, settings, output_dir)
     arms, budgets, seeds = settings.arms, settings.budgets, settings.seeds
     if settings.tracker is not None:
@@ -75,6 +74,8 @@ def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_fil
         check_search_storage(settings, accelerator)
     study = prepare_study(recipe, arms, budgets, seeds, accelerator, settings.max_test_rows, local_files_only, stopping)
     with _open_run_folder(output_dir, settings.resume, accelerator):
+        if settings.resume and on_main_process(accelerator, lambda: read_earlier(output_dir)) != earlier:
+            raise RunFolderError(f"another process has gone on with the run in {output_dir} meanwhile: start again")
         cells = [PlannedCell(arm, study.recipe.arms[arm], budget, seed) for budget, seed, arm in itertools.product(budgets, seeds, arms)]
         left = on_main_process(accelerator, lambda: clear_unfinished(output_dir, study, cells))
         if accelerator.is_main_process:
@@ -157,12 +158,7 @@ def _open_run_folder(output_dir: Path, resume: bool, accelerator: Accelerator) -
         RunFolderError: It cannot be had; on every process.
     """
     with ExitStack() as stack:
-
-        def take() -> None:
-            (check_writable if resume else claim_run_folder)(output_dir)
-            stack.enter_context(held(output_dir))
-
-        on_main_process(accelerator, take)
+        on_main_process(accelerator, lambda: stack.enter_context(open_run_folder(output_dir, resume)))
         yield
 
 
