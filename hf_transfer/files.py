@@ -200,16 +200,19 @@ def remove_folder(folder: Path) -> None:
 
 
 def empty_folder(folder: Path, keep: Collection[str] = ()) -> None:
-    """Remove what a folder holds, but for what is called as said; the folder goes with it where nothing is kept."""
-    for path in folder.iterdir():
-        if path.name in keep:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            remove_folder(path)
-        else:
-            path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    """Remove what a folder holds, but for what is called as said; the folder goes with it where nothing is kept.
+
+    Raises:
+        DiskError: The disk is broken or not to be written to.
+    """
+    with disk_faults(folder):
+        for path in [path for path in folder.iterdir() if path.name not in keep]:
+            if path.is_dir() and not path.is_symlink():
+                remove_folder(path)
+            else:
+                path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def sweep(folder: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from hf_transfer.errors import DivergedError, RunFolderError, SharedTrainingError, listed
+from hf_transfer.errors import DiskError, DivergedError, SharedTrainingError, listed
 from hf_transfer.models.cpu_kernels import make_dense, sparse_gradients
 from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
 from hf_transfer.training.accumulation import accumulate, halve_micro_batches, rows_without_loss
@@ -108,7 +108,7 @@ def train(
             model is back in it.
         SharedTrainingError: One row alone does not fit in memory; names the update.
         Interrupted: The run is asked to end; the state is saved.
-        RunFolderError: It could not be saved then, or what was saved before is of another model.
+        RunFolderError: It could not be saved then (DiskError), or what was saved before is of another model.
     """
     stopping = Stopping() if stopping is None else stopping
     unwrapped, own_optimizer = model, optimizer
@@ -304,11 +304,11 @@ def _save(state: State, saving: Saving, accelerator: Accelerator, title: str, mu
     """Save a state; where it cannot be, and need not, the training goes on with what was saved before.
 
     Raises:
-        RunFolderError: It cannot be, and must.
+        DiskError: It cannot be, and must.
     """
     try:
         on_main_process(accelerator, lambda: saving.save(state))
-    except RunFolderError as error:
+    except DiskError as error:
         if must_succeed:
             raise
         say(accelerator, f"note: {title}: the state behind update {state.values['updates']} is not saved: {error}")

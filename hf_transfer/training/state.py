@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hf_transfer.errors import RunFolderError, first_line
-from hf_transfer.files import move_into_place, read_json, sha256_of_files, temporary_file, write_json
+from hf_transfer.errors import RunFolderError
+from hf_transfer.files import make_folder, move_into_place, read_json, sha256_of_files, temporary_file, write_json
 from hf_transfer.training.processes import on_main_process
 
 Tensors = Mapping[str, torch.Tensor]
@@ -74,7 +74,7 @@ class Saving:
         """Write a state, and remove those before the last one.
 
         Raises:
-            RunFolderError: It cannot be written; what was there stays.
+            DiskError: It cannot be written; what was there stays.
         """
         self._saved_at = time.monotonic()
         seconds = self.earlier_seconds + self._saved_at - self._started
@@ -115,23 +115,20 @@ def write_state(folder: Path, state: State) -> None:
     """Write a state into a folder of states, and remove all but it and the one before.
 
     Raises:
-        RunFolderError: It cannot be written; what was there stays.
+        DiskError: It cannot be written; what was there stays.
     """
     updates = state.values["updates"]
     header = {"version": VERSION, "values": json.dumps(state.values, allow_nan=False)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        before = state_files(folder)
-        with temporary_file(folder / f"update-{updates}") as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, temporary, metadata=header)
-            # safetensors creates its files with mode 0600; a run folder is readable like any other.
-            temporary.chmod(0o644)
-            written = folder / f"update-{updates}.{sha256_of_files([temporary])}.safetensors"
-            move_into_place(temporary, written)
+    make_folder(folder)
+    before = state_files(folder)
+    with temporary_file(folder / f"update-{updates}") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, temporary, metadata=header)
+        # safetensors creates its files with mode 0600; a run folder is readable like any other.
+        temporary.chmod(0o644)
+        written = folder / f"update-{updates}.{sha256_of_files([temporary])}.safetensors"
+        move_into_place(temporary, written)
         for path in [path for path in before if path != written][: 1 - NUM_KEPT]:
             path.unlink()
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(f"cannot write to {folder} ({first_line(error)}): free space there; what was saved before stays") from None
 
 
 def read_state(folder: Path) -> State | None:
