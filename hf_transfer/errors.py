@@ -8,9 +8,15 @@ import difflib
 from collections.abc import Iterable
 from importlib import metadata
 
+from hf_transfer.escaping import visible_line, without_secrets
+
 
 class TransferError(Exception):
     """Base of all errors that say: expected, found, what to do."""
+
+    def __str__(self) -> str:
+        """Give it as one line, whatever was quoted: it may hold a row of the data, or a URL with a password."""
+        return visible_line(without_secrets(super().__str__()))
 
 
 class ConfigError(TransferError, ValueError):

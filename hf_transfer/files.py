@@ -103,7 +103,9 @@ def model_folder_of(folder: Path) -> Path:
     """
     if (folder / COMPARISON_FILE).is_file():
         chosen = read_json(folder / COMPARISON_FILE)["recommendation"]
-        folder = cell_folder(folder, chosen["arm"], chosen["budget"], chosen["seed"])
+        run, folder = folder, cell_folder(folder, chosen["arm"], chosen["budget"], chosen["seed"])
+        if not Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(run)):
+            raise RunFolderError(f"{run / COMPARISON_FILE} recommends a model outside the run's folder: it was changed by hand, run again")
         if not (folder / MODEL_FOLDER).is_dir():
             raise RunFolderError(f"the run's recommended model is gone: expected {folder / MODEL_FOLDER}; give the folder of another cell")
     elif (folder / RECIPE_FILE).is_file():

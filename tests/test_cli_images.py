@@ -35,7 +35,7 @@ def png_header(width: int, height: int) -> bytes:
     ("content", "message"),
     [
         (b"", "disc/0.jpg is empty"),
-        (b"no image at all", "disc/0.jpg is no image Pillow knows"),
+        (b"no image at all", "disc/0.jpg is no image of a kind that is read"),
         (png_header(30_000, 20_000), "disc/0.jpg is too large .more than 89,478,485 pixels: scale it down.: replace"),
         (png_header(12_000, 10_000), "disc/0.jpg is too large"),
     ],

@@ -7,6 +7,7 @@ import hf_transfer
 
 PACKAGE = Path(hf_transfer.__file__).parent
 ORDER = [
+    "escaping",
     "errors",
     "files",
     "checked",

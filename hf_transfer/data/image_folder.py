@@ -1,6 +1,6 @@
 """A folder of images in a folder a class, or of such folders called train, validation and test."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Value
@@ -69,7 +69,19 @@ def read_image_folder(folder: Path, split_names: Mapping[str, str]) -> tuple[dic
     }
     nested = sorted({name for images in found.values() for path, name in images if path.parent.name != name})
     told += [f"images in folders inside a class's folder count to that class: {listed(nested, 5)}"] if nested else []
+    if linked := _lead_out(folder, [path for images in found.values() for path, _ in images]):
+        names = listed((path.relative_to(folder) for path in linked), 5)
+        told.append(
+            f"{len(linked)} image{'s are links that lead' if len(linked) > 1 else ' is a link that leads'} out of the folder: {names}"
+        )
     return splits, _tell(folder, strays) + told
+
+
+def _lead_out(folder: Path, images: Sequence[Path]) -> list[Path]:
+    """Give the images that lie elsewhere, and stand in the folder as links or in folders that are links."""
+    root = folder.resolve()
+    inside = {parent: parent.resolve().is_relative_to(root) for parent in {path.parent for path in images}}
+    return [path for path in images if not inside[path.parent] or (path.is_symlink() and not path.resolve().is_relative_to(root))]
 
 
 def _images_of(root: Path, strays: list[Path]) -> Iterable[tuple[Path, str]]:
@@ -108,10 +120,15 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _files_of(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and below, but for those in hidden folders."""
-    for path in folder.iterdir():
-        if path.is_file():
-            yield path
+def _files_of(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield what is no folder in a folder and below, but for hidden folders; what can be read of it shows when it is.
+
+    Raises:
+        DataError: A link leads back to a folder it stands in.
+    """
+    here = (*above, folder.resolve())
+    if here[-1] in above:
+        raise DataError(f"{folder} is a link back to a folder it stands in, so its images have no end: remove the link")
+    yield from (path for path in folder.iterdir() if not path.is_dir())
     for inner in _folders_of(folder):
-        yield from _files_of(inner)
+        yield from _files_of(inner, here)

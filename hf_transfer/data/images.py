@@ -3,10 +3,12 @@
 import functools
 import hashlib
 import os
+import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +23,8 @@ from hf_transfer.errors import DataError, first_line, listed
 if TYPE_CHECKING:
     from datasets import Dataset
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""What is read, whatever a file is called. Pillow knows forty more; for EPS it starts another program."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 BACKGROUND = (255, 255, 255)
 """What shows through where an image is transparent."""
@@ -28,8 +32,18 @@ MANY = 2000
 """Images from which on a terminal is shown how far the check has come."""
 
 
+MAX_FILE_BYTES = 2**30
+"""What 89 million pixels, the most that are read, take uncompressed is less."""
+LARGE_PIXELS = 2**24
+"""Pixels from which on images are decoded one at a time, whatever the number of cores: one may take 2 GB."""
+
+
 class PixelError(ValueError):
     """Pixels that mean nothing we know."""
+
+
+class PathError(ValueError):
+    """A path that leads where no row may."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,52 @@ def decode_image(data: bytes, num_channels: int = 3) -> Image.Image:
         PixelError: Its pixels mean nothing we know (floats, or integers of more than 16 bits).
         Exception: What Pillow raises on a damaged file, of many kinds.
     """
-    return as_seen(Image.open(BytesIO(data)), num_channels)
+    opened = Image.open(BytesIO(data), formats=FORMATS)
+    with _ONE_LARGE_IMAGE if opened.width * opened.height > LARGE_PIXELS else nullcontext():
+        return as_seen(opened, num_channels)
+
+
+_ONE_LARGE_IMAGE = threading.Lock()
+
+
+def read_image_file(path: Path) -> bytes:
+    """Give what an image's file holds.
+
+    Raises:
+        PixelError: It is a device, a pipe or the like, which may never end, or larger than any image.
+        OSError: It is not there, is a folder, or may not be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise PixelError("no image: it is no regular file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise PixelError(f"{found.st_size:,} bytes, an image has at most {MAX_FILE_BYTES:,}")
+    return path.read_bytes()
+
+
+def referred_file(reference: str, root: Path) -> Path:
+    """Give the file that a row of a table names, without asking whether it is there.
+
+    What a row says comes from whoever wrote the table, so it leads no further than the data's own folder. What lies in that folder is
+    the user's: a link there is followed, wherever it leads.
+
+    Args:
+        reference: A path, from the data's folder or absolute.
+        root: The data's folder.
+
+    Raises:
+        PathError: It leads out of that folder, or can be no path at all.
+    """
+    # Normalised as text: `link/..` is not where the system would go.
+    folder = Path(os.path.abspath(root))
+    path = Path(os.path.normpath(folder / reference))
+    if "\0" in reference:
+        raise PathError("can be no path: it holds a NUL character")
+    if "://" in reference:
+        raise PathError("is an address: only files are read, download it first")
+    if not path.is_relative_to(folder):
+        raise PathError(f"lies outside the data's folder ({folder}): put the image, or a link to its folder, in there")
+    return path
 
 
 def as_seen(opened: Image.Image, num_channels: int = 3) -> Image.Image:
@@ -107,10 +166,10 @@ def read_pictures(split: str, dataset: "Dataset", root: Path | None) -> list[Pic
     Args:
         split: For messages.
         dataset: Its column `image` holds encoded images, `{"bytes", "path"}`, or paths.
-        root: Folder that relative paths start from.
+        root: Folder that relative paths start from and that no path leaves; None = where the Hub's files are kept.
 
     Raises:
-        DataError: The column holds something else, or images that are missing, empty, damaged or enormous; names them.
+        DataError: The column holds something else, or images that are missing, empty, damaged, enormous or elsewhere; names them.
     """
     from datasets import Image as ImageFeature
 
@@ -172,13 +231,15 @@ def _check(name: str, read: Callable[[], bytes]) -> Picture | str:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"{name} is too large (more than {Image.MAX_IMAGE_PIXELS:,} pixels: scale it down)"
     except Image.UnidentifiedImageError:
-        return f"{name} is no image Pillow knows"
+        return f"{name} is no image of a kind that is read ({listed(FORMATS)})"
     except FileNotFoundError:
         return f"{name} does not exist"
     except IsADirectoryError:
         return f"{name} is a folder"
     except PixelError as error:
         return f"{name} holds {error}"
+    except PathError as error:
+        return f"{name} {error}"
     except Exception as error:
         # Pillow's decoders raise what their formats' libraries do: OSError, SyntaxError, ValueError, struct.error, ...
         return f"{name} is damaged or of an unknown kind ({first_line(error)})"
@@ -198,8 +259,29 @@ def _named_reader(split: str, dataset: "Dataset", row: int, root: Path | None) -
             f"{split} row {row}: expected an image (encoded, or the path of its file) in the image column, found {type(value).__name__}: "
             f"name another column; there are {listed(dataset.column_names)}"
         )
-    file = Path(path).expanduser() if root is None else root / Path(path).expanduser()
-    return str(path if root is None or not file.is_relative_to(root) else file.relative_to(root)), file.read_bytes
+    # What the Hub's datasets name lies where the libraries put it.
+    roots = _library_folders() if root is None else [root]
+    for folder in roots:
+        try:
+            file = referred_file(path, folder)
+        except PathError as error:
+            refusal = error
+        else:
+            shown = file if root is None else file.relative_to(os.path.abspath(folder))
+            return str(shown), functools.partial(read_image_file, file)
+    return f"{split} row {row}: {path}", functools.partial(_refuse, refusal)
+
+
+def _refuse(error: Exception) -> bytes:
+    raise error
+
+
+def _library_folders() -> list[Path]:
+    """Give the folders that the Hub's files are kept in."""
+    import datasets.config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(folder) for folder in (HF_HUB_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, datasets.config.HF_DATASETS_CACHE)]
 
 
 def _bytes_of(dataset: "Dataset", row: int) -> bytes:

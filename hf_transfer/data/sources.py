@@ -86,6 +86,8 @@ def load_source(source: str, config: str | None = None, revision: str | None = N
         return _read_image_folder(path) if _is_image_folder(path) else Source(_read_folder(path), path)
     if path.is_file():
         return Source({"train": read_file(path)}, path.parent)
+    if path.exists():
+        raise DataError(f"cannot read {source}: expected a regular file or a folder")
     if is_local_dataset(source):
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings, likeness=0.75)}")
@@ -101,6 +103,9 @@ def read_file(path: Path) -> Dataset:
     suffix = path.suffix.lower()
     if suffix not in DATA_SUFFIXES:
         raise DataError(f"cannot read {path}: expected one of {listed(DATA_SUFFIXES)}, found '{path.suffix}'")
+    if not path.is_file():
+        # A pipe that nobody writes to would be waited for.
+        raise DataError(f"cannot read {path}: expected a regular file")
     try:
         if suffix == ".parquet":
             dataset = _read_parquet(path)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_transfer.escaping import visible_line
 from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
 from hf_transfer.evidence.report.formats import duration, interval, score, short_count, signed
 from hf_transfer.evidence.report.sentences import (
@@ -47,7 +48,7 @@ def render_table(comparison: Mapping[str, Any], results: Sequence[Mapping[str, A
         found = f"Fewer than {MIN_ROWS_TO_CHOOSE} validation rows ({', '.join(map(str, few))})"
         lines.append(f"{found}: no early stopping, and the last state is kept, not the best.")
     lines += [f"Failed: {failure}" for failure in failures(comparison)]
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))
 
 
 def _rows(comparison: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], budget: int | str) -> list[list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.escaping import visible_line
 from hf_transfer.evidence.arms import build_arm, estimate_arm
 from hf_transfer.evidence.hygiene import describe_data, is_sampled
 from hf_transfer.evidence.study import Study, prepare_study
@@ -57,7 +58,7 @@ class Findings:
     """What `hygiene.json` of a run would hold."""
 
     def __str__(self) -> str:
-        return "\n".join(f"{title:12}{text}" for title, text in self._lines())
+        return "\n".join(f"{title:12}{visible_line(text)}" for title, text in self._lines())
 
     def _lines(self) -> list[tuple[str, str]]:
         study, corpus, task = self.study, self.study.corpus, self.study.recipe.task

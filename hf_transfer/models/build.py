@@ -212,7 +212,7 @@ def _parameter_shapes(auto_model: Any, config: PretrainedConfig, name: str) -> d
 def _from_config(auto_model: Any, config: PretrainedConfig) -> nn.Module:
     # dtype would follow the checkpoint otherwise: an fp16 checkpoint gives fp16 scratch models.
     with quiet_loading():
-        return auto_model.from_config(deepcopy(config), dtype=torch.float32)
+        return auto_model.from_config(deepcopy(config), dtype=torch.float32, trust_remote_code=False)
 
 
 def _load(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> tuple[nn.Module, dict[str, Any]]:

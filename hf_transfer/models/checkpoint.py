@@ -38,6 +38,8 @@ EMBEDDED_CHECKPOINTS = {
 
 # No *.bin and no *.pt: those are pickles. Sub-folders hold exports for other runtimes.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 UNWANTED_FILES = ["onnx/*", "openvino/*", "*.fp16.safetensors"]
 
 
@@ -95,10 +97,11 @@ def open_checkpoint(
         revision: Of a Hub id; None = the newest.
 
     Raises:
-        CheckpointError: It is nowhere, is incomplete, or needs remote code.
+        CheckpointError: It is nowhere, is incomplete, leads elsewhere, or needs remote code.
         InstallationError: An embedded checkpoint's package is not installed.
     """
     folder = find_checkpoint_folder(name, local_files_only, revision)
+    check_folder(folder, name)
     if not weight_files(folder):
         if inside := sorted(path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{MODEL_FOLDER}/{SIDECAR_FILE}")):
             raise CheckpointError(f"checkpoint {name} is a part of a run: give the whole run, or one model of it ({inside[0].parent})")
@@ -108,6 +111,11 @@ def open_checkpoint(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"checkpoint {name} is a model that only code of its own can build, and no checkpoint's code is run: take one of an "
+                "architecture that transformers holds"
+            ) from None
         raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {first_line(error)}") from None
     processor = load_processor(folder, name, config)
     if getattr(config, "pad_token_id", None) is None and hasattr(processor, "pad_token_id"):
@@ -152,6 +160,34 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: 
         ) from error
 
 
+def check_folder(folder: Path, name: str) -> None:
+    """Refuse a checkpoint's folder whose files would lead a library out of it, or to a pickle.
+
+    Raises:
+        CheckpointError: It holds a pipe or a device, a model and an adapter at once, an adapter that is not LoRA in safetensors, or an
+            index of weights that names anything but safetensors beside it.
+    """
+    if strange := sorted(path.name for path in folder.iterdir() if path.exists() and not path.is_file() and not path.is_dir()):
+        raise CheckpointError(f"checkpoint {name} holds {listed(strange)}, which is no regular file: remove it")
+    beside = {path.name for path in weight_files(folder)}
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = {str(part) for part in read_json(index)["weight_map"].values()}
+        except (TypeError, KeyError, AttributeError):
+            raise CheckpointError(f"checkpoint {name}: {index.name} has no weight_map (parameter -> file)") from None
+        if lost := sorted(named - beside):
+            raise CheckpointError(f"checkpoint {name}: {index.name} names {listed(lost, 3)}, expected *.safetensors files beside it")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise CheckpointError(f"checkpoint {name} holds both a model (config.json) and an adapter ({ADAPTER_CONFIG}): remove one of them")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f"adapter {name} has no {ADAPTER_WEIGHTS} (pickled weights are not read): {folder} holds {_entries(folder)}")
+    settings = read_json(folder / ADAPTER_CONFIG)
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or settings.get("megatron_config"):
+        raise CheckpointError(f"adapter {name} is not the LoRA this package writes: {ADAPTER_CONFIG} says another peft_type, or Megatron")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Give the files that hold a checkpoint's weights, sorted by name."""
     return sorted(
@@ -175,7 +211,7 @@ def _sha256(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 
 def is_adapter(folder: Path) -> bool:
     """Say whether a folder holds an adapter, which is nothing without its base."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def _download(name: str, local_files_only: bool, revision: str | None) -> Path:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
-from hf_transfer.errors import CheckpointError, TransferError
+from hf_transfer.errors import CheckpointError, TransferError, first_line
 from hf_transfer.files import (
     CARD_FILE,
     MODEL_FOLDER,
@@ -27,6 +27,7 @@ from hf_transfer.models.build import Architecture, build_model, labelled_config,
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,
     Checkpoint,
+    check_folder,
     find_checkpoint_folder,
     is_adapter,
     open_checkpoint,
@@ -110,7 +111,8 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
         raise CheckpointError(
             f"{name} holds no {SIDECAR_FILE}: expected a run folder, a cell's folder (arm/budget/seed), or its model/ folder"
         )
-    sidecar = Sidecar(**read_json(folder / SIDECAR_FILE))
+    check_folder(folder, name)
+    sidecar = _read_sidecar(folder, name)
     functions = functions_of(task_from_dict(sidecar.task))
     auto_model = functions.AUTO_MODEL
     if is_adapter(folder):
@@ -134,11 +136,20 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
             model: nn.Module = show_convolutions(PeftModel.from_pretrained(plain, str(folder)))
     else:
         with quiet_loading():
-            model = auto_model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+            model = auto_model.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
     processor = functions.load_processor(folder, name, model.config)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return SavedModel(model.eval(), processor, sidecar)
+
+
+def _read_sidecar(folder: Path, name: str) -> Sidecar:
+    try:
+        return Sidecar(**read_json(folder / SIDECAR_FILE))
+    except TypeError as error:
+        raise CheckpointError(f"{name}: {SIDECAR_FILE} is none of this version of the package ({first_line(error)})") from None
 
 
 def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig], Any], local_files_only: bool = False) -> Checkpoint:
@@ -157,6 +168,7 @@ def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig],
     if not is_adapter(folder):
         # It is in the cache by now: asked again, the Hub might have another.
         return open_checkpoint(name, load_processor, local_files_only=True)
+    check_folder(folder, name)
     if not (folder / SIDECAR_FILE).is_file():
         raise CheckpointError(
             f"checkpoint {name} is an adapter without its base model: merge it into the base (PEFT's merge_and_unload) and give that folder"
@@ -217,7 +229,8 @@ def _base_candidates(folder: Path, sidecar: Sidecar) -> Iterator[str]:
     for name, (_, _, hub_id) in EMBEDDED_CHECKPOINTS.items():
         if hub_id == sidecar.base_checkpoint:
             yield EMBEDDED + name
-    if not sidecar.base_checkpoint.startswith(EMBEDDED):
+    # A path in it was put there by somebody else: ours holds an id, or a folder's name alone.
+    if not sidecar.base_checkpoint.startswith((EMBEDDED, "/", "~")) and ".." not in Path(sidecar.base_checkpoint).parts:
         yield sidecar.base_checkpoint
     if run_folder is not None:
         # Or it was moved with those beside it.

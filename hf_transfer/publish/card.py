@@ -1,13 +1,15 @@
 """The card of a trained model, from its cell's folder: what it was trained on, chained from what, how it scores, how to use it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint, is_local_dataset
+from hf_transfer.data.hub import is_local_checkpoint, is_local_dataset
 from hf_transfer.errors import listed
+from hf_transfer.escaping import markdown_code, markdown_text
 from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RESULT_FILE, SIDECAR_FILE, read_json, write_text
 
 EXAMPLES = {
@@ -15,6 +17,10 @@ EXAMPLES = {
     "token-classification": '["a sentence"]',
     "image-classification": '["photo.jpg"]',
 }
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+"""What may stand in a card's head; a path or a made-up name may hold anything."""
 
 
 def write_card(cell: Path) -> None:
@@ -34,7 +40,7 @@ def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
         result: What the cell's `result.json` holds.
         sidecar: What its `hf_transfer.json` holds.
     """
-    chain, kind = result["chain"], sidecar["task"]["kind"]
+    chain, kind, labels = result["chain"], sidecar["task"]["kind"], sidecar["labels"]
     last = chain[-1]
     data = ModelCardData(
         library_name="peft" if last["tuning"] == "lora" else "transformers",
@@ -45,26 +51,26 @@ def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
         tags=["transfer-learning", "hf-transfer-recipes"],
     )
     links = "\n".join(
-        f"| {number} | {link['checkpoint'] or 'random weights'} | {link['dataset']} | {link['num_labels']} | {link['train_rows']:,} | "
-        f"{link['arm']} ({link['tuning']}) |"
+        f"| {number} | {markdown_text(link['checkpoint'] or 'random weights')} | {markdown_text(link['dataset'])} | {link['num_labels']:,} | "
+        f"{link['train_rows']:,} | {markdown_text(link['arm'])} ({markdown_text(link['tuning'])}) |"
         for number, link in enumerate(chain, 1)
     )
     scores = "\n".join(
-        f"| {name} | {value:.4f} |"
+        f"| {markdown_text(name)} | {value:.4f} |"
         for name, value in result["metrics"]["test"].items()
         if value is not None and name != "loss_standard_error"
     )
     cost = result["cost"]
     base = ""
     if last["tuning"] == "lora":
-        base = f"It is an adapter: it needs the weights of {last['checkpoint']} (sha256 {last['checkpoint_sha256'][:12]}) beside its own.\n"
+        base = f"It is an adapter: it needs the weights of {markdown_text(last['checkpoint'])} (sha256 {markdown_code(last['checkpoint_sha256'][:12])}) beside its own.\n"
     return f"""---
 {data.to_yaml()}
 ---
 
-# {last["arm"]} on {last["dataset"]}
+# {markdown_text(last["arm"])} on {markdown_text(last["dataset"])}
 
-A {last["architecture"]} model for {kind.replace("-", " ")} into {len(sidecar["labels"])} labels: {listed(sidecar["labels"], 50)}.
+A {markdown_text(last["architecture"])} model for {kind.replace("-", " ")} into {len(labels)} labels: {markdown_text(listed(labels, 50))}.
 {base}
 ## How it came about
 
@@ -73,7 +79,7 @@ A {last["architecture"]} model for {kind.replace("-", " ")} into {len(sidecar["l
 {links}
 
 The last training took {cost["train_seconds"]:.1f} s ({cost["updates"]:,} updates, seed {result["seed"]}, budget {result["budget"]},
-{cost["trainable_parameters"]:,} of {cost["total_parameters"]:,} parameters) on {result["environment"]["device"]}.
+{cost["trainable_parameters"]:,} of {cost["total_parameters"]:,} parameters) on {markdown_text(result["environment"]["device"])}.
 
 ## Scores on {result["data"]["test_rows"]:,} test rows, read once
 
@@ -95,4 +101,4 @@ print(ht.load("FOLDER_OR_ID").predict({EXAMPLES[kind]}))
 
 def _hub_id(name: str | None, is_local: Any) -> str | None:
     """Give a name that the Hub knows, or None."""
-    return name if name and name.count("/") == 1 and not name.startswith(EMBEDDED) and not is_local(name) else None
+    return name if name and HUB_ID.fullmatch(name) and not is_local(name) else None

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, PretrainedConfig
 
 from hf_transfer.data.augmentation import change_image, erase, mix, random_crop
-from hf_transfer.data.images import IMAGE_SUFFIXES, Picture, as_seen, check_images, read_pictures
+from hf_transfer.data.images import IMAGE_SUFFIXES, PathError, Picture, as_seen, check_images, read_image_file, read_pictures, referred_file
 from hf_transfer.data.roles import Examples
 from hf_transfer.errors import ConfigError, DataError
 from hf_transfer.task_configs import Augmentation, ImageClassification
@@ -241,10 +241,10 @@ def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -
     Args:
         columns: Role -> values, (B,): encoded images, `{"bytes", "path"}` as `datasets` writes them, or paths.
         first_row: Where they begin in the table, for messages.
-        root: Folder that paths start from.
+        root: Folder that paths start from, and that none leaves.
 
     Raises:
-        DataError: A row has no image; names it.
+        DataError: A row has no image, or names one elsewhere; names the row.
     """
     images: list[Any] = []
     for row, value in enumerate(columns["image"], first_row):
@@ -253,13 +253,16 @@ def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -
             raise DataError(
                 f"given row {row} has no image ({value!r}): expected one (encoded, or the path of its file); fill it, or remove the row"
             )
-        images.append(root / Path(image).expanduser() if isinstance(image, str) else image)
+        try:
+            images.append(referred_file(image, root) if isinstance(image, str) else image)
+        except PathError as error:
+            raise DataError(f"given row {row}: {value if isinstance(value, str) else value['path']} {error}") from None
     return images
 
 
 def _reader(index: int, value: Any) -> tuple[str, Callable[[], bytes]]:
     if isinstance(value, (str, Path)):
-        return str(value), Path(value).expanduser().read_bytes
+        return str(value), functools.partial(read_image_file, Path(value).expanduser())
     if isinstance(value, bytes):
         return f"the image at position {index}", functools.partial(bytes, value)
     if isinstance(value, Image.Image):

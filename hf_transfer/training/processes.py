@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from hf_transfer.errors import TransferError
+from hf_transfer.escaping import visible
 
 Value = TypeVar("Value")
 
@@ -38,4 +39,4 @@ def any_process(accelerator: Accelerator, *found: bool) -> list[bool]:
 def say(accelerator: Accelerator, text: str) -> None:
     """Tell a person, once."""
     if accelerator.is_main_process:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)

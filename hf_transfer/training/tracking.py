@@ -7,7 +7,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from hf_transfer.errors import ConfigError, InstallationError, first_line
+from hf_transfer.escaping import visible_line, without_secrets
 
 Log = Callable[[int, Mapping[str, Any]], None]
 """Takes an update, from 1, and what is known after it: name -> number; what is no number is left out."""
@@ -71,7 +71,7 @@ def tracked(tracker: str | None, project: str, run: str, settings: Mapping[str, 
         except Exception as error:
             # Whatever a tracker raises (its server is gone, its disk is full), hours of training are worth more than their log.
             if not failed:
-                what = re.sub(r"://\S*@", "://***@", " ".join(str(error).split())[:200])
+                what = visible_line(without_secrets(" ".join(str(error).split())[:200]))
                 print(f"note: {run} is not tracked any more, {tracker} failed: {type(error).__name__}: {what}", file=sys.stderr)
             failed = True
 

@@ -127,12 +127,12 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
     feature = Features({"image": ImageFeature()})
     columns = {
         "as the Hub has it": (Dataset.from_dict({"image": [{"bytes": data, "path": "x.png"} for data in held]}, features=feature), None),
-        "paths the Hub's way": (Dataset.from_dict({"image": absolute}, features=feature), None),
+        "paths the Hub's way": (Dataset.from_dict({"image": absolute}, features=feature), tmp_path),
         "struct": (Dataset.from_dict({"image": [{"bytes": data, "path": "gone.png"} for data in held]}), tmp_path / "elsewhere"),
         "struct of paths": (Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in "012"]}), tmp_path),
         "bytes": (Dataset.from_dict({"image": held}), None),
         "relative": (Dataset.from_dict({"image": list("012")}), tmp_path),
-        "absolute": (Dataset.from_dict({"image": absolute}), tmp_path / "elsewhere"),
+        "absolute": (Dataset.from_dict({"image": absolute}), tmp_path),
     }
     names = {}
     for way, (dataset, root) in columns.items():
@@ -142,8 +142,7 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
         assert np.array_equal(np.asarray(pictures[0].decode(3)), np.asarray(noise(0, (20, 9)))), way
         names[way] = pictures[1].name
     assert names["bytes"] == names["struct"] == names["as the Hub has it"] == "test row 1"
-    assert names["relative"] == names["struct of paths"] == "1"
-    assert names["absolute"] == absolute[1]
+    assert names["relative"] == names["struct of paths"] == names["absolute"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_every_way_to_hold_an_image_gives_the_same_pictures(tmp_path: Path) -> N
         ("empty.png", b"", "empty.png is empty"),
         ("half.jpg", encoded(noise(), "JPEG")[:700], "half.jpg is damaged or of an unknown kind .image file is truncated"),
         ("half.png", encoded(noise())[:1000], "half.png is damaged or of an unknown kind .image file is truncated"),
-        ("text.jpg", b"I am no image.\n", "text.jpg is no image Pillow knows"),
+        ("text.jpg", b"I am no image.\n", "text.jpg is no image of a kind that is read .PNG, JPEG, "),
         ("missing.png", None, "missing.png does not exist"),
         ("bomb.png", promising(30_000, 30_000), r"bomb.png is too large \(more than 89,478,485 pixels: scale it down\)"),
         ("large.png", promising(9_500, 9_500), r"large.png is too large \(more than 89,478,485 pixels: scale it down\)"),

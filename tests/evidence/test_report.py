@@ -17,8 +17,8 @@ import pytest
 import hf_transfer as ht
 from hf_transfer.cli import run_cli
 from hf_transfer.errors import ConfigError, RunFolderError
+from hf_transfer.escaping import markdown_code, markdown_text
 from hf_transfer.evidence.report.formats import interval, percent, score, signed
-from hf_transfer.evidence.report.markdown import code, escape
 from hf_transfer.evidence.report.render import FORMATS, render_report
 from hf_transfer.evidence.report.sentences import (
     about_seeds,
@@ -135,9 +135,9 @@ def test_what_users_wrote_stays_text(make_run: MakeRun, task: str) -> None:
 
 
 def test_markdown_neither_formats_nor_calls_anybody() -> None:
-    assert "@everyone" not in escape("@everyone") and escape("a|b_c*") == "a\\|b\\_c\\*"
-    assert escape("<b>[x](y)") == "\\<b\\>\\[x\\](y)"
-    assert [code(text) for text in ("a|b", "", "two\nlines", "a`b", "`")] == ["`a\\|b`", "", "`two lines`", "``a`b``", "`` ` ``"]
+    assert "@everyone" not in markdown_text("@everyone") and markdown_text("a|b_c*") == "a\\|b\\_c\\*"
+    assert markdown_text("<b>[x](y)") == "\\<b\\>\\[x\\](y)"
+    assert [markdown_code(text) for text in ("a|b", "", "two\nlines", "a`b", "`")] == ["`a\\|b`", "", "`two lines`", "``a`b``", "`` ` ``"]
 
 
 def test_a_page_stands_alone(make_run: MakeRun) -> None:

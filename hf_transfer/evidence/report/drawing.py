@@ -13,6 +13,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hf_transfer.escaping import visible
+
 WIDTH = 344
 """Pixels of a figure: what a phone 390 wide shows at 1:1."""
 POINTS_AN_INCH = 72
@@ -93,13 +95,13 @@ def finish(figure: Figure, key: str, title: str, words: Sequence[str]) -> Chart:
     written = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": key}):
         figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    body = written.getvalue()
+    body = visible(written.getvalue())
     body = body[body.index(">", body.index("<svg")) + 1 :]
     body = re.sub(r"\bid=\"", f'id="{key}-', body)
     body = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{key}-", body)
     for placeholder, variable in VARIABLES.items():
         body = body.replace(placeholder, f"var(--{variable})")
     width, height = figure.get_size_inches() * POINTS_AN_INCH
-    label = escape(f"{title}. {'; '.join(words)}")
+    label = escape(visible(f"{title}. {'; '.join(words)}"))
     opening = f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{label}">'
     return Chart(title, opening + body[: body.rindex("</svg>")] + "</svg>")

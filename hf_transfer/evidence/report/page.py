@@ -5,6 +5,7 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import hf_transfer
+from hf_transfer.escaping import visible
 from hf_transfer.evidence.report.charts import CHARTS, SPLIT_COLOURS, arm_number
 from hf_transfer.evidence.report.content import make_content
 from hf_transfer.evidence.report.drawing import GLYPHS, arm_colour, variable_of
@@ -17,7 +18,12 @@ ROWS_SHOWN = 2
 def render_page(facts: Facts) -> str:
     """Give the report as HTML; all that comes from users is escaped."""
     pages = Environment(
-        loader=PackageLoader("hf_transfer.evidence.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("hf_transfer.evidence.report", "."),
+        autoescape=True,
+        # A right-to-left override would turn what stands behind it around, and control characters are no HTML.
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     pages.filters["unbroken"] = _unbroken
     content = make_content(facts)

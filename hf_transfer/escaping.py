@@ -1,0 +1,49 @@
+"""What others wrote (rows, labels, names of files, messages of libraries), made fit for a terminal, an error, a page or a card."""
+
+import re
+
+WORD_JOINER = "\u2060"
+"""No width, and no link or mention: `@name` would call somebody, `https://` and `www.` would lead somewhere."""
+
+# C0 and C1 controls, which move a terminal's cursor or rewrite its lines; line and paragraph separators; what reorders the letters around it
+# (Boucher & Anderson 2021, Trojan Source, https://arxiv.org/abs/2111.00169). Marks that Persian, Arabic and emoji need stay; so do tabs
+# and newlines, which a caller joins or keeps.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&])")
+LINKS = re.compile(r"(@|://|\bwww\.)", re.IGNORECASE)
+USER = re.compile(r"(?<=\w://)\S*@")
+QUERY = re.compile(r"(\w://[^\s?'\"]*\?)[^\s'\"]+")
+
+
+def visible(text: str) -> str:
+    r"""Give a text with its control characters written out: ESC becomes `\x1b`, a right-to-left override `\u202e`."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def visible_line(text: str) -> str:
+    r"""Give a text as one line, its control characters, tabs and newlines written out."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def without_secrets(text: str) -> str:
+    """Give a text whose URLs have lost what may be a secret: user and password, and the query."""
+    return QUERY.sub(r"\1***", USER.sub("***@", text))
+
+
+def markdown_text(text: str) -> str:
+    """Give markdown that shows a text as it is, on one line, and neither formats, links nor calls anybody."""
+    return LINKS.sub(_broken, SPECIAL.sub(r"\\\1", " ".join(visible(text).split())))
+
+
+def markdown_code(text: str) -> str:
+    """Give markdown that shows a text as a code span, which may stand in a table, too; an empty one stays empty."""
+    line = " ".join(visible(text).split()).replace("|", "\\|")
+    if not line:
+        return ""
+    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
+    pad = " " if line[0] == "`" or line[-1] == "`" else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def _broken(found: re.Match[str]) -> str:
+    return found[0][0] + WORD_JOINER + found[0][1:] if found[0] == "://" else found[0] + WORD_JOINER
