@@ -5,8 +5,8 @@ import re
 WORD_JOINER = "\u2060"
 """No width, and no link or mention: `@name` would call somebody, `https://` and `www.` would lead somewhere."""
 
-# C0 and C1 controls, which move a terminal's cursor or rewrite its lines; line and paragraph separators; what reorders the letters around it
-# (Boucher & Anderson 2021, Trojan Source, https://arxiv.org/abs/2111.00169). Marks that Persian, Arabic and emoji need stay; so do tabs
+# C0 and C1 controls, which move a terminal's cursor or rewrite its lines; line and paragraph separators; what reorders the letters around
+# it (Boucher & Anderson 2021, Trojan Source, https://arxiv.org/abs/2111.00169). Marks that Persian, Arabic and emoji need stay; so do tabs
 # and newlines, which a caller joins or keeps.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&])")

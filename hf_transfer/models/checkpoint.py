@@ -38,6 +38,8 @@ EMBEDDED_CHECKPOINTS = {
 
 # No *.bin and no *.pt: those are pickles. Sub-folders hold exports for other runtimes.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+CHAIN_KEYS = frozenset({"checkpoint", "architecture", "dataset", "num_labels", "train_rows", "arm", "tuning"})
+"""What is shown of each training that made a checkpoint of ours."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 UNWANTED_FILES = ["onnx/*", "openvino/*", "*.fp16.safetensors"]
@@ -82,7 +84,11 @@ class Checkpoint:
     def chain(self) -> list[dict[str, Any]]:
         """Give the trainings of this package that made the weights, the first one first; none where others made them."""
         sidecar = self.origin / SIDECAR_FILE
-        return list(read_json(sidecar).get("chain", [])) if sidecar.is_file() else []
+        links = read_json(sidecar).get("chain", []) if sidecar.is_file() else []
+        if any(not isinstance(link, dict) or not CHAIN_KEYS <= link.keys() or not isinstance(link["train_rows"], int) for link in links):
+            keys = listed(sorted(CHAIN_KEYS))
+            raise CheckpointError(f"checkpoint {self.name}: a training in the chain of its {SIDECAR_FILE} is not described by {keys}")
+        return list(links)
 
 
 def open_checkpoint(

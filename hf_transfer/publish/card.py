@@ -50,10 +50,11 @@ def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
         metrics=[name for name in result["metrics"]["test"] if not name.startswith("loss")],
         tags=["transfer-learning", "hf-transfer-recipes"],
     )
+    shown = [{key: _shown(value) for key, value in link.items()} for link in chain]
     links = "\n".join(
-        f"| {number} | {markdown_text(link['checkpoint'] or 'random weights')} | {markdown_text(link['dataset'])} | {link['num_labels']:,} | "
-        f"{link['train_rows']:,} | {markdown_text(link['arm'])} ({markdown_text(link['tuning'])}) |"
-        for number, link in enumerate(chain, 1)
+        f"| {number} | {link['checkpoint']} | {link['dataset']} | {link['num_labels']} | {link['train_rows']} | "
+        f"{link['arm']} ({link['tuning']}) |"
+        for number, link in enumerate(shown, 1)
     )
     scores = "\n".join(
         f"| {markdown_text(name)} | {value:.4f} |"
@@ -63,14 +64,15 @@ def render_card(result: Mapping[str, Any], sidecar: Mapping[str, Any]) -> str:
     cost = result["cost"]
     base = ""
     if last["tuning"] == "lora":
-        base = f"It is an adapter: it needs the weights of {markdown_text(last['checkpoint'])} (sha256 {markdown_code(last['checkpoint_sha256'][:12])}) beside its own.\n"
+        weights = markdown_code(last["checkpoint_sha256"][:12])
+        base = f"It is an adapter: it needs the weights of {shown[-1]['checkpoint']} (sha256 {weights}) beside its own.\n"
     return f"""---
 {data.to_yaml()}
 ---
 
-# {markdown_text(last["arm"])} on {markdown_text(last["dataset"])}
+# {shown[-1]["arm"]} on {shown[-1]["dataset"]}
 
-A {markdown_text(last["architecture"])} model for {kind.replace("-", " ")} into {len(labels)} labels: {markdown_text(listed(labels, 50))}.
+A {shown[-1]["architecture"]} model for {kind.replace("-", " ")} into {len(labels)} labels: {markdown_text(listed(labels, 50))}.
 {base}
 ## How it came about
 
@@ -97,6 +99,13 @@ import hf_transfer as ht
 print(ht.load("FOLDER_OR_ID").predict({EXAMPLES[kind]}))
 ```
 """
+
+
+def _shown(value: Any) -> str:
+    """Give markdown for what a link of the chain says; another's checkpoint may bring links that hold anything."""
+    if value is None:
+        return "random weights"
+    return f"{value:,}" if isinstance(value, int) else markdown_text(str(value))
 
 
 def _hub_id(name: str | None, is_local: Any) -> str | None:
