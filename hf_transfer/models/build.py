@@ -216,20 +216,31 @@ def _from_config(auto_model: Any, config: PretrainedConfig) -> nn.Module:
 
 
 def _load(checkpoint: Checkpoint, auto_model: Any, config: PretrainedConfig) -> tuple[nn.Module, dict[str, Any]]:
+    with loading(checkpoint.name):
+        return auto_model.from_pretrained(
+            checkpoint.folder,
+            config=deepcopy(config),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Load a checkpoint's weights in the block, without what transformers tells of it.
+
+    Raises:
+        CheckpointError: They cannot be loaded.
+    """
     try:
         with quiet_loading():
-            return auto_model.from_pretrained(
-                checkpoint.folder,
-                config=deepcopy(config),
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
+            yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load the weights of checkpoint {checkpoint.name}: {first_line(error)}") from error
+        raise CheckpointError(f"cannot load the weights of checkpoint {name}: {first_line(error)}") from error
 
 
 def _names(mismatched: Any) -> frozenset[str]:

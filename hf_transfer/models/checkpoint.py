@@ -85,7 +85,7 @@ class Checkpoint:
         """Give the trainings of this package that made the weights, the first one first; none where others made them."""
         sidecar = self.origin / SIDECAR_FILE
         links = read_json(sidecar).get("chain", []) if sidecar.is_file() else []
-        if any(not isinstance(link, dict) or not CHAIN_KEYS <= link.keys() or not isinstance(link["train_rows"], int) for link in links):
+        if any(not isinstance(link, dict) or not link.keys() >= CHAIN_KEYS or not isinstance(link["train_rows"], int) for link in links):
             keys = listed(sorted(CHAIN_KEYS))
             raise CheckpointError(f"checkpoint {self.name}: a training in the chain of its {SIDECAR_FILE} is not described by {keys}")
         return list(links)
@@ -114,6 +114,19 @@ def open_checkpoint(
         raise CheckpointError(
             f"checkpoint {name} has no *.safetensors file (pickled weights are not read): {folder} holds {_entries(folder)}"
         )
+    config = read_config(folder, name)
+    processor = load_processor(folder, name, config)
+    if getattr(config, "pad_token_id", None) is None and hasattr(processor, "pad_token_id"):
+        config.pad_token_id = processor.pad_token_id
+    return Checkpoint(name, folder, config, processor, origin=folder)
+
+
+def read_config(folder: Path, name: str) -> PretrainedConfig:
+    """Read a folder's config.json.
+
+    Raises:
+        CheckpointError: It is of an unknown architecture, or asks for code that is not part of transformers.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -123,10 +136,24 @@ def open_checkpoint(
                 "architecture that transformers holds"
             ) from None
         raise CheckpointError(f"checkpoint {name} has no config this transformers can read: {first_line(error)}") from None
-    processor = load_processor(folder, name, config)
-    if getattr(config, "pad_token_id", None) is None and hasattr(processor, "pad_token_id"):
-        config.pad_token_id = processor.pad_token_id
-    return Checkpoint(name, folder, config, processor, origin=folder)
+    _check_attention(config, name)
+    return config
+
+
+def _check_attention(config: PretrainedConfig, name: str) -> None:
+    """Keep a config from choosing attention that transformers would fetch: `owner/name` is code on the Hub."""
+    asked = config._attn_implementation
+    if "/" in str(asked):
+        raise CheckpointError(
+            f"checkpoint {name}: its config.json names attention code to be fetched ({asked}), and no checkpoint's code is run: remove "
+            "attn_implementation from it"
+        )
+    if asked not in (None, "eager", "sdpa"):
+        # Where its package is missing it would be fetched, too. The result is the same.
+        config._attn_implementation = None
+    for part in config.sub_configs:
+        if isinstance(inner := getattr(config, part, None), PretrainedConfig):
+            _check_attention(inner, name)
 
 
 def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: str | None = None) -> Path:

@@ -23,7 +23,7 @@ from hf_transfer.files import (
     temporary_folder,
     write_json,
 )
-from hf_transfer.models.build import Architecture, build_model, labelled_config, quiet_loading
+from hf_transfer.models.build import Architecture, build_model, labelled_config, loading, quiet_loading
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,
     Checkpoint,
@@ -31,6 +31,7 @@ from hf_transfer.models.checkpoint import (
     find_checkpoint_folder,
     is_adapter,
     open_checkpoint,
+    read_config,
     sha256_of_weights,
 )
 from hf_transfer.models.cpu_kernels import bound_kernel_cache
@@ -132,12 +133,13 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
             config = without_pooling_block(config, checkpoint.folder)
         architecture = Architecture(checkpoint, auto_model, config, frozenset(), frozenset(), pooling=sidecar.pooling)
         plain = build_model(architecture, "pretrained", seed=0)
-        with quiet_peft():
+        with loading(name), quiet_peft():
             model: nn.Module = show_convolutions(PeftModel.from_pretrained(plain, str(folder)))
     else:
-        with quiet_loading():
+        config = read_config(folder, name)
+        with loading(name):
             model = auto_model.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+                folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
     processor = functions.load_processor(folder, name, model.config)
     if torch.accelerator.is_available():
