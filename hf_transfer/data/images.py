@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from hf_transfer.errors import DataError, first_line, listed
@@ -142,14 +142,17 @@ def as_seen(opened: Image.Image, num_channels: int = 3) -> Image.Image:
         PixelError: Its pixels mean nothing we know.
     """
     opened.load()
-    image: Image.Image = ImageOps.exif_transpose(opened)
+    # Upright already, it would be copied: a large one takes 350 MB.
+    is_upright = opened.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9)
+    image: Image.Image = opened if is_upright else ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
         # A PGM of 16 bits opens like integers of 32; from any other file those may be 8 bits written by a program that knows no fewer.
         image = _to_eight_bits(image, may_be_eight=image.mode == "I" and opened.format != "PPM")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
-    return image.convert("RGB" if num_channels == 3 else "L")
+    mode = "RGB" if num_channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_eight_bits(image: Image.Image, may_be_eight: bool) -> Image.Image:
