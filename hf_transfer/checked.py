@@ -69,6 +69,8 @@ def _problem(cls: type, detail: Any) -> str:
             return f"{where}.kind: expected one of {listed(kinds)}, found {kind!r}{did_you_mean(str(kind), kinds)}"
         case "string_too_short":
             return f"{where}: must not be empty"
+        case "string_too_long":
+            return f"{where}: expected at most {detail['ctx']['max_length']} characters, found {len(found)}"
         case "string_pattern_mismatch":
             return f"{where}: expected a name of letters, digits, _ and - that starts with a letter or digit, found {found!r}"
         case "int_parsing" | "int_type" | "int_from_float":

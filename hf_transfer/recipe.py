@@ -16,9 +16,10 @@ from hf_transfer.checked import Count, Fraction, Given, NonNegative, Positive, c
 from hf_transfer.errors import ConfigError, did_you_mean, first_line, listed
 from hf_transfer.task_configs import AUGMENTATIONS, ImageClassification, Task, TextClassification
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# Both become folders: file systems end at 255 bytes a name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 # A folder of the run folder: without a dot it cannot be one of its files.
-ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
 
 # YAML reads a label called 1 as a number.
 LabelName = Annotated[str, BeforeValidator(lambda name: str(name) if isinstance(name, int) else name)]
