@@ -38,7 +38,11 @@ def markdown_text(text: str) -> str:
 
 def markdown_code(text: str) -> str:
     """Give markdown that shows a text as a code span, which may stand in a table, too; an empty one stays empty."""
-    line = " ".join(visible(text).split()).replace("|", "\\|")
+    line = " ".join(visible(text).split())
+    if "\\|" in line:
+        # Escaped once more it would end the cell of a table.
+        return markdown_text(text)
+    line = line.replace("|", "\\|")
     if not line:
         return ""
     fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
