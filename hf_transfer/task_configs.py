@@ -133,7 +133,7 @@ class ImageClassification:
 
     kind: Literal["image-classification"] = "image-classification"
     image: str = "image"
-    """Column that holds the image: encoded as in a file (PNG, JPEG, ...), or a path, from the data's own folder."""
+    """Column that holds the image: encoded as in a file (PNG, JPEG, ...), or the path of a file in the table's own folder or below."""
     label: str = "label"
     """Column that holds the label: a ClassLabel, an integer or a string."""
     augmentation: Annotated[Augmentation, BeforeValidator(_augmentation)] = dataclasses.field(default_factory=Augmentation)

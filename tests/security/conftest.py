@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """Let a test fail that waits for a pipe or reads without end."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("no end after three minutes")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
