@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -20,6 +21,9 @@ Count = Annotated[int, Field(gt=0)]
 Given = Annotated[str, Field(min_length=1)]
 
 T = TypeVar("T")
+SHORT = reprlib.Repr()
+"""Shows a value in a message: a YAML file of a kilobyte may spell one of gigabytes."""
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 
 
 @dataclass_transform(frozen_default=True)
@@ -51,6 +55,7 @@ def _problem(cls: type, detail: Any) -> str:
     keys, owner = _follow(cls, detail["loc"])
     where = ".".join(keys)
     found = detail["input"]
+    shown = SHORT.repr(found)
     match detail["type"]:
         case "unexpected_keyword_argument":
             known = [field.name for field in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
@@ -62,7 +67,7 @@ def _problem(cls: type, detail: Any) -> str:
             return f"{where}: {message}" if where else message
         case "literal_error":
             choices = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-            return f"{where}: expected {detail['ctx']['expected']}, found {found!r}{did_you_mean(str(found), choices)}"
+            return f"{where}: expected {detail['ctx']['expected']}, found {shown}{did_you_mean(str(found), choices)}"
         case "union_tag_invalid":
             kind = found.get("kind") if isinstance(found, dict) else found
             kinds = [choice.strip("' ") for choice in detail["ctx"]["expected_tags"].split(",")]
@@ -72,16 +77,16 @@ def _problem(cls: type, detail: Any) -> str:
         case "string_too_long":
             return f"{where}: expected at most {detail['ctx']['max_length']} characters, found {len(found)}"
         case "string_pattern_mismatch":
-            return f"{where}: expected a name of letters, digits, _ and - that starts with a letter or digit, found {found!r}"
+            return f"{where}: expected a name of letters, digits, _ and - that starts with a letter or digit, found {shown}"
         case "int_parsing" | "int_type" | "int_from_float":
-            return f"{where}: expected a whole number, found {found!r}"
+            return f"{where}: expected a whole number, found {shown}"
         case "float_parsing" | "float_type":
-            return f"{where}: expected a number, found {found!r}"
+            return f"{where}: expected a number, found {shown}"
         case "dataclass_type":
-            return f"{where}: expected a mapping of its fields, found {found!r}"
+            return f"{where}: expected a mapping of its fields, found {shown}"
         case _:
             expected = detail["msg"].removeprefix("Input should be ")
-            return f"{where}: expected {'a value ' if expected.startswith(('greater', 'less')) else ''}{expected}, found {found!r}"
+            return f"{where}: expected {'a value ' if expected.startswith(('greater', 'less')) else ''}{expected}, found {shown}"
 
 
 def _follow(cls: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:

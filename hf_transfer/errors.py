@@ -12,7 +12,14 @@ from hf_transfer.escaping import visible_line, without_secrets
 
 
 class TransferError(Exception):
-    """Base of all errors that say: expected, found, what to do."""
+    """Base of all errors that say: expected, found, what to do, on one line.
+
+    Rows are named by their row id, the position from 0; lines of a file are counted from 1, as editors do.
+    """
+
+    def __str__(self) -> str:
+        """Give the sentence; of a name or value in it, what does not print (line ends, halves of characters) is escaped."""
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in super().__str__())
 
     def __str__(self) -> str:
         """Give it as one line, whatever was quoted: it may hold a row of the data, or a URL with a password."""

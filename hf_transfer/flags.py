@@ -9,12 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.files import RECIPE_FILE
-from hf_transfer.recipe import DataConfig, Recipe, read_yaml
+from hf_transfer.recipe import DataConfig, Recipe, parse_yaml, read_yaml
 from hf_transfer.recipe_files import load_recipe, recipe_names
 from hf_transfer.run_settings import RECORDED, TRACKERS, check_arms
 
@@ -187,8 +185,8 @@ def apply_flags(recipe: Recipe, flags: argparse.Namespace, arms: Sequence[str] |
         changes["data.columns"] = recipe.data.columns | column_pairs(flags.columns)
     for path, text in _pairs(flags.set or [], "--set field=value"):
         try:
-            changes[path] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            changes[path] = parse_yaml(text, path)
+        except ConfigError:
             raise ConfigError(f"--set {path}: '{text}' is no YAML value") from None
     return recipe.override(changes)
 

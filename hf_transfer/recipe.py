@@ -239,23 +239,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is no YAML in UTF-8, or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"cannot read config file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"config file {path} is not UTF-8: save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise ConfigError(f"config file {path} is no YAML:{line} {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is no YAML: {first_line(error)}") from None
+    values = parse_yaml(text, f"config file {path}")
     if not isinstance(values, dict):
         raise ConfigError(
             f"config file {path} must hold a mapping of recipe fields, found {'nothing' if values is None else type(values).__name__}"
         )
     return values
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Give the value that YAML text holds.
+
+    Args:
+        text: The text.
+        where: Begins the message.
+
+    Raises:
+        ConfigError: It is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise ConfigError(f"{where} is no YAML:{line} {error.problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is no YAML that can be read: lists or mappings stand too deep in each other") from None
+    except Exception as error:
+        # A value that is none of its tag (a date 2026-99-99, `!!bool 3`) meets whatever Python raises there.
+        raise ConfigError(f"{where} is no YAML: {first_line(error)}") from None
 
 
 def _set_at(values: dict[str, Any], path: str, value: Any) -> None:

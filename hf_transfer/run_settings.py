@@ -1,10 +1,11 @@
 """Which cells of a recipe a run trains, and how it goes about it: what is asked for beside the recipe itself."""
 
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.files import RECIPE_FILE
@@ -75,8 +76,7 @@ def check_settings(
     """
     checked_arms = check_arms(recipe, arms)
     for name, number in (("max_test_rows", max_test_rows), ("search", search), ("parallel", parallel)):
-        # True and False are whole numbers to Python.
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        if not (_is_whole(number) and number >= 1) and (number is not None or name == "parallel"):
             raise ConfigError(f"{name} must be a number of at least 1, found {number!r}")
     is_number = isinstance(max_minutes, Real) and not isinstance(max_minutes, bool)
     if max_minutes is not None and not (is_number and 0 < max_minutes < float("inf")):
@@ -92,10 +92,10 @@ def check_settings(
         checked_arms,
         _check_budgets(("all",) if budgets is None else budgets),
         _check_seeds((0,) if seeds is None else seeds),
-        max_test_rows,
-        search,
+        None if max_test_rows is None else int(max_test_rows),
+        None if search is None else int(search),
         search_storage,
-        parallel,
+        int(parallel),
         tracker,
         private_data,
         resume,
@@ -132,9 +132,9 @@ def check_arms(recipe: Recipe, arms: Sequence[str] | None) -> list[str]:
 def _check_budgets(budgets: Sequence[int | str]) -> list[Budget]:
     checked: list[Budget] = []
     for budget in _listed("budgets", budgets):
-        if budget == "all":
+        if isinstance(budget, str) and budget == "all":
             checked.append("all")
-        elif str(budget).isdecimal() and int(budget) > 0:
+        elif (_is_whole(budget) or (isinstance(budget, str) and budget.isdecimal() and len(budget) < 20)) and 0 < int(budget) < 2**63:
             checked.append(int(budget))
         else:
             raise ConfigError(f"a budget is a number of rows above 0, or 'all', found {budget!r}")
@@ -144,10 +144,15 @@ def _check_budgets(budgets: Sequence[int | str]) -> list[Budget]:
 def _check_seeds(seeds: Sequence[int]) -> list[int]:
     checked = []
     for seed in _listed("seeds", seeds):
-        if not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**32:
+        if not _is_whole(seed) or not 0 <= int(seed) < 2**32:
             raise ConfigError(f"a seed is a whole number from 0 to {2**32 - 1}, found {seed!r}")
         checked.append(int(seed))
     return list(dict.fromkeys(checked))
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    """Say whether a value is a whole number, of Python or numpy; True and False are none, though they are to Python."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _listed(what: str, values: Any) -> list[Any]:

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("fast", derandomize=True, database=None, deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+# What `scripts/test --slow` asks for (--hypothesis-profile): other examples each time; a failure prints its seed.
+settings.register_profile("long", settings.get_profile("fast"), derandomize=False, max_examples=2000, print_blob=True)
+settings.load_profile("fast")
 
 TOPICS = {
     "boats": "anchor sail harbour mast rudder tide deck rope keel crew",

@@ -1,7 +1,6 @@
 """Splits of a dataset, from the Hub, local files or the package itself, as they were written: no row dropped, no column guessed."""
 
 import bisect
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from hf_transfer.data.digits import read_digits
 from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
 from hf_transfer.data.hub_requests import describe_failure, patient_requests
 from hf_transfer.data.image_folder import holds_image_folders, read_image_folder
-from hf_transfer.data.tables import SEPARATORS, check_utf8, json_lines, read_delimited
+from hf_transfer.data.tables import SEPARATORS, check_names, check_utf8, json_lines, parse_json, read_delimited
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
 from hf_transfer.files import DISK_REMEDIES, disk_fault
 
@@ -40,6 +39,10 @@ SPLIT_NAMES = {
 
 SPLIT_FILE = re.compile(r"(?P<split>[a-z]+)(-\d+-of-(?P<total>\d+)(-[0-9a-f]+)?)?")
 """`train`, or a shard as the Hub names it: `train-00000-of-00002`, with a hash behind it or not."""
+
+
+MISFITS = (pa.ArrowException, ValueError, TypeError, OverflowError)
+"""What Arrow and `datasets` raise on values, or types, that they have no column for."""
 
 
 @dataclass(frozen=True)
@@ -183,15 +186,15 @@ def _read_delimited(path: Path, separator: str) -> Dataset:
 
 def _read_json(path: Path) -> Dataset:
     rows = list(_json_rows(path))
-    columns = list(dict.fromkeys(key for _, row in rows for key in row))
-    values: dict[str, list[Any]] = {column: [row.get(column) for _, row in rows] for column in columns}
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    values: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in columns}
     for column in columns:
         kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in values[column] if value is not None}
         if len(kinds) > 1:
             raise DataError(f"{path}: column '{column}' mixes {listed(sorted(kinds))}; make every row the same type")
     try:
         return Dataset.from_dict(values)
-    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+    except MISFITS as error:
         column, row = _first_misfit(values)
         raise DataError(
             f"{path} holds values that make no table: row {row} of column '{column}' does not fit the rows before ({first_line(error)}); "
@@ -205,7 +208,7 @@ def _first_misfit(values: dict[str, list[Any]]) -> tuple[str, int]:
     def fits(column: str, num_rows: int) -> bool:
         try:
             Dataset.from_dict({column: values[column][:num_rows]})
-        except (pa.ArrowException, OverflowError, UnicodeError):
+        except MISFITS:
             return False
         return True
 
@@ -213,28 +216,33 @@ def _first_misfit(values: dict[str, list[Any]]) -> tuple[str, int]:
     return column, bisect.bisect_left(range(len(values[column])), True, key=lambda row: not fits(column, row + 1))
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line or position, object) from JSON lines, or from one JSON array of objects."""
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of JSON lines, or of one JSON array."""
     with path.open(encoding="utf-8-sig") as file:
         first_line_held = next((line for line in file if line.strip()), "")
     if not first_line_held.lstrip().startswith("["):
         yield from json_lines(path)
         return
-    try:
-        numbered = list(enumerate(json.loads(path.read_text(encoding="utf-8-sig")), 1))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is malformed: line {error.lineno}: {error.msg}") from None
-    for number, row in numbered:
+    for number, row in enumerate(parse_json(path, path.read_text(encoding="utf-8-sig"))):
         if not isinstance(row, dict):
             raise DataError(f"{path} is malformed: row {number} is {type(row).__name__}, expected an object")
-        yield number, row
+        check_names(path, row)
+        yield row
 
 
 def _read_parquet(path: Path) -> Dataset:
     try:
-        return Dataset(pq.read_table(path))
-    except pa.ArrowException as error:
+        table = pq.read_table(path)
+    except MISFITS as error:
         raise DataError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from None
+    for name in table.column_names:
+        try:
+            Dataset(table.select([name]))
+        except MISFITS as error:
+            raise DataError(
+                f"{path}: column '{name}' cannot be read ({first_line(error)}): leave it out, or write it as another type"
+            ) from None
+    return Dataset(table)
 
 
 def _load_from_hub(source: str, config: str | None, revision: str | None, local_files_only: bool) -> dict[str, Dataset]:

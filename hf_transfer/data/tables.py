@@ -1,6 +1,9 @@
 """Tables in files, read and written a chunk of rows at a time, so that a file larger than memory goes through."""
 
+import csv
+import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -182,61 +185,117 @@ def check_utf8(path: Path) -> None:
 
 
 def read_delimited(path: Path, separator: str, num_rows: int | None = None) -> Iterator[dict[str, list[str]]]:
-    """Yield column -> cells of a CSV or TSV file, `num_rows` at a time (None: all at once); "NA", "007" and "" stay as they
-    stand, and cells that a row lacks at its end are empty.
+    """Yield column -> cells of a CSV or TSV file, `num_rows` at a time (None: all at once); "NA", "007" and "" stay as they stand, blank
+    lines are no rows. A file without rows gives its columns once.
 
     Raises:
-        DataError: It is empty or malformed.
+        DataError: It is empty or malformed, or a row has more or fewer fields than the header; names the line.
     """
-    import pandas as pd
-
-    try:
-        # `utf-8-sig` drops the mark that spreadsheet programs write.
-        settings: dict[str, Any] = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-        header = pd.read_csv(path, header=None, nrows=1, **settings).iloc[0].tolist()
-        _check_header(path, header, separator)
-        with pd.read_csv(path, chunksize=num_rows, iterator=True, **settings) as frames:
-            for frame in frames if num_rows else [frames.read()]:
-                if not isinstance(frame.index, pd.RangeIndex):
-                    raise DataError(
-                        f"{path} is malformed: its rows have more fields than its header names; quote fields that hold the separator"
-                    )
-                yield {
-                    # pandas would rename a blank one, too: what it calls its own index.
-                    name if name or header.count(name) == 1 else str(column): frame[column].tolist()
-                    for name, column in zip(header, frame.columns, strict=True)
-                }
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path} is empty: expected a header line and rows") from None
-    except (pd.errors.ParserError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
-        raise DataError(f"{path} is malformed: {reason}; quote fields that hold '{separator}', quotes or line breaks") from None
+    # `utf-8-sig` drops the mark that spreadsheet programs write.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = _records(path, csv.reader(file, delimiter=separator, strict=True), separator)
+        header = next(records, None)
+        if header is None:
+            raise DataError(f"{path} is empty: expected a header line and rows")
+        # Spreadsheets leave empty cells behind the last column: those may repeat.
+        columns = [name if name or header.count("") == 1 else f"Unnamed: {index}" for index, name in enumerate(header)]
+        _check_header(path, columns, separator)
+        rows = list(itertools.islice(records, num_rows))
+        yield dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in columns}
+        while num_rows and (rows := list(itertools.islice(records, num_rows))):
+            yield dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of each line that is not blank, counted from 1, and the object it holds.
+def _records(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
+    """Yield the fields of each line, or lines where a quoted field holds line breaks; all as many as the first."""
+    num_fields = 0
+    while True:
+        begins = reader.line_num + 1
+        # The limit is the process's, not the reader's; a document may well be longer than its 131,072 characters.
+        limit = csv.field_size_limit(sys.maxsize)
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            what = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+            raise DataError(
+                f"{path} is malformed: line {begins}: {what}; quote fields that hold {separator!r}, quotes or line breaks, and write a "
+                "quote inside them twice"
+            ) from None
+        finally:
+            csv.field_size_limit(limit)
+        if fields is None:
+            return
+        if not fields or (len(fields) == 1 < num_fields and not fields[0].strip()):
+            continue
+        num_fields = num_fields or len(fields)
+        if len(fields) != num_fields:
+            raise DataError(
+                f"{path} is malformed: line {begins} has {len(fields)} fields, expected {num_fields} as in the header; quote fields that "
+                f"hold {separator!r}, quotes or line breaks"
+            )
+        yield fields
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the object that each line holds; blank ones are no rows.
 
     Raises:
-        DataError: A line is no JSON object in UTF-8; names it.
+        DataError: A line is no JSON object in UTF-8, names it; or there is none.
     """
+    is_empty = True
     with path.open("rb") as file:
         # Only "\n" ends a line: others may stand inside a JSON string.
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(text) if text.strip() else None
             except UnicodeDecodeError as error:
                 raise DataError(f"{path} is not UTF-8: line {number} holds the byte {line[error.start]:#04x}; save it as UTF-8") from None
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path} is malformed: line {number}: {error.msg}") from None
-            if "\\ud" in text.lower() and not _is_whole(row):
-                raise DataError(f"{path} is malformed: line {number} holds half of a character, \\ud800 to \\udfff without the other half")
-            if isinstance(row, dict):
-                yield number, row
-            elif text.strip():
-                raise DataError(f"{path} is malformed: row {number} is {type(row).__name__}, expected an object")
+            if not text.strip():
+                continue
+            row = parse_json(path, text, number)
+            if not isinstance(row, dict):
+                raise DataError(f"{path} is malformed: line {number} is {type(row).__name__}, expected an object")
+            check_names(path, row)
+            is_empty = False
+            yield row
+    if is_empty:
+        raise DataError(f"{path} is empty: expected a JSON object a line")
+
+
+def parse_json(path: Path, text: str, line: int | None = None) -> Any:
+    """Give the value that JSON text of a file holds.
+
+    Args:
+        path: The file.
+        text: The whole of it, or one line.
+        line: Which line that is.
+
+    Raises:
+        DataError: It is no JSON, or holds what has no form here; names the line where that is known.
+    """
+    where = f"{path} is malformed:" if line is None else f"{path} is malformed: line {line}"
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is malformed: line {line or error.lineno}: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{where} holds lists or objects too deep in each other") from None
+    except ValueError as error:
+        raise DataError(f"{where} holds a number that is too long ({first_line(error)})") from None
+    if "\\ud" in text.lower() and not _is_whole(value):
+        raise DataError(f"{where} holds half of a character, \\ud800 to \\udfff without the other half")
+    return value
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse names of columns that Arrow would cut.
+
+    Raises:
+        DataError: One holds the character of code 0.
+    """
+    if "\0" in "".join(names):
+        name = next(name for name in names if "\0" in name)
+        raise DataError(f"{path} names a column {name!r}: a name cannot hold the character of code 0")
 
 
 def _is_whole(value: Any) -> bool:
@@ -248,12 +307,12 @@ def _is_whole(value: Any) -> bool:
     return True
 
 
-def _check_header(path: Path, header: list[str], separator: str) -> None:
-    # Spreadsheets leave empty cells behind the last column: those may repeat.
-    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+def _check_header(path: Path, columns: list[str], separator: str) -> None:
+    check_names(path, columns)
+    if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
-    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in header[0] and mark != separator]):
-        raise DataError(f"{path} has one column, '{header[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
+    if len(columns) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in columns[0] and mark != separator]):
+        raise DataError(f"{path} has one column, '{columns[0]}': it seems to be separated by {found[0]!r}, expected {separator!r}")
 
 
 def _parquet_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
@@ -276,7 +335,7 @@ def _parquet_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
 def _json_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
     rows: list[dict[str, Any]] = []
     first_row = 0
-    for _, row in json_lines(path):
+    for row in json_lines(path):
         rows.append(row)
         if len(rows) == num_rows:
             yield Chunk(first_row, rows)

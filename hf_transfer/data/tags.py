@@ -158,7 +158,8 @@ def _checked_span(text: str, span: Any, where: str) -> Mapping[str, Any]:
     # A column of numbers with one fraction among them is all floats.
     start, end = (int(span[key]) if isinstance(span[key], float) and span[key].is_integer() else span[key] for key in ("start", "end"))
     label = span["label"]
-    if not (isinstance(start, int) and isinstance(end, int) and isinstance(label, str) and label.strip()):
+    # True and False are whole numbers to Python.
+    if not (type(start) is type(end) is int and isinstance(label, str) and label.strip()):
         raise DataError(f"{where}: a span needs whole numbers for start and end and a name for label, found {dict(span)!r}")
     if not 0 <= start < end <= len(text):
         raise DataError(f"{where}: the span {start} to {end} ({label}) is outside its text of {len(text)} characters, or empty")

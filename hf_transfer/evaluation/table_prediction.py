@@ -67,7 +67,7 @@ def predict_table(
     check_tables(source, target)
     flat = target.suffix.lower() in SEPARATORS
     added = functions.to_table([], labels, flat).schema
-    found = next((chunk.columns for chunk in read_chunks(source, chunk_rows)), [])
+    found = next(chunk.columns for chunk in read_chunks(source, chunk_rows))
     roles = _choose_roles(functions, task, source, columns or {}, found)
 
     def inputs(chunk: Chunk) -> list[Any]:
@@ -106,8 +106,7 @@ def _choose_roles(functions: ModuleType, task: Any, source: Path, columns: Mappi
     if unknown := [role for role in columns if role not in defaults]:
         raise ConfigError(f"this model reads {listed(defaults)}, found the role '{unknown[0]}'{did_you_mean(unknown[0], defaults)}")
     roles: dict[str, str] = defaults | dict(columns)
-    # JSON lines without a line have no columns, and nothing to predict.
-    missing = [role for role, column in roles.items() if column not in found] if found else []
+    missing = [role for role, column in roles.items() if column not in found]
     if missing:
         wanted = ", ".join(f"'{roles[role]}' (the {role})" for role in missing)
         raise DataError(

@@ -189,13 +189,13 @@ def test_json_lines_may_differ_in_their_keys(topics_model: Path, tmp_path: Path)
     assert [(row["n"], row["more"]) for row in read(tmp_path / "out.parquet")] == [(1.0, None), (2.5, {"a": 1})]
 
 
-@pytest.mark.parametrize("source", SUFFIXES)
+@pytest.mark.parametrize("source", [".csv", ".tsv", ".parquet"])
 def test_a_file_without_rows_gives_one_without_rows(topics_model: Path, tmp_path: Path, source: str) -> None:
     path = tmp_path / f"in{source}"
     if source == ".parquet":
         pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
     else:
-        path.write_text("" if source == ".jsonl" else "text\n")
+        path.write_text("text\n")
     for target in SUFFIXES:
         done = table_of(ht.load(topics_model), path, tmp_path / f"out{target}")
         assert done.num_rows == 0 and read(done.path) == []
