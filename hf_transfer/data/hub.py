@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 EMBEDDED = "embedded:"
 """Prefix of data and checkpoints that come with the package."""
@@ -18,12 +17,12 @@ PROBE_SECONDS = 4.0
 
 def is_local_dataset(source: str) -> bool:
     """Say whether a data source is read without the network: an embedded name, or anything that can only be a path."""
-    return is_local_checkpoint(source) or Path(source).exists() or source.lower().endswith((*DATA_SUFFIXES, "/"))
+    return is_local_checkpoint(source) or os.path.exists(source) or source.lower().endswith((*DATA_SUFFIXES, "/"))
 
 
 def is_local_checkpoint(name: str) -> bool:
     """Say whether a checkpoint is loaded without the network: an embedded name, a folder, or anything that can only be a path."""
-    return name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") > 1 or Path(name).is_dir()
+    return name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") > 1 or os.path.isdir(name)
 
 
 def is_offline() -> bool:

@@ -84,15 +84,16 @@ def load_source(source: str, config: str | None = None, revision: str | None = N
                 f"(--dataset {EMBEDDED}NAME; --embedded takes the one called like the recipe)"
             )
         return Source(read_digits() if name == DIGITS else _read_folder(EMBEDDED_FOLDER / name))
-    path = Path(source).expanduser()
-    if path.is_dir():
+    # Those of `pathlib` raise on a name that is too long, and on the home of a user there is not.
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         return _read_image_folder(path) if _is_image_folder(path) else Source(_read_folder(path), path)
-    if path.is_file():
+    if os.path.isfile(path):
         return Source({"train": read_file(path)}, path.parent)
     if path.exists():
         raise DataError(f"cannot read {source}: expected a regular file or a folder")
     if is_local_dataset(source):
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
         raise DataError(f"no file or folder {source}{did_you_mean(path.name, siblings, likeness=0.75)}")
     return Source(_load_from_hub(source, config, revision, local_files_only))
 

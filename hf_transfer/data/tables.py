@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -154,7 +155,7 @@ def table_writer(path: Path, source: Outline, added: pa.Schema) -> Iterator[Call
             if suffix == ".parquet":
                 assert source.schema is not None
                 schema = _with_columns(source.schema, added)
-                parquet = stack.enter_context(pq.ParquetWriter(temporary, schema))
+                parquet = stack.enter_context(_parquet_writer(temporary, schema))
                 yield lambda chunk, more: parquet.write_table(_joined(chunk, more, schema))
             else:
                 file = stack.enter_context(temporary.open("w", encoding="utf-8", newline=""))
@@ -364,6 +365,13 @@ def _with_columns(schema: pa.Schema, added: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *added], metadata=notes)
 
 
+def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    try:
+        return pq.ParquetWriter(path, schema)
+    except pa.ArrowException as error:
+        raise DataError(f"a column has no form in Parquet ({first_line(error)}): write JSONL, or leave it out of the input") from None
+
+
 def _joined(chunk: Chunk, more: pa.Table, schema: pa.Schema) -> pa.Table:
     own = schema.names[: len(schema.names) - more.num_columns]
     try:
@@ -380,7 +388,7 @@ def _joined(chunk: Chunk, more: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _write_json(file: TextIO, chunk: Chunk, more: pa.Table) -> None:
     for row, added in zip(chunk.objects(), more.to_pylist(), strict=True):
-        file.write(json.dumps(row | _rounded(added), ensure_ascii=False, default=_plain) + "\n")
+        file.write(_to_json(row | _rounded(added)) + "\n")
 
 
 def _cells(chunk: Chunk, more: pa.Table, columns: Sequence[str]) -> Iterator[list[str]]:
@@ -392,9 +400,22 @@ def _cell(value: Any) -> str:
     """Give a value as the text of a cell: nothing for None, JSON for lists, objects, numbers and truth values."""
     if value is None or isinstance(value, str):
         return value or ""
-    if isinstance(value, (bool, int, float, list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=_plain)
-    return _plain(value)
+    if isinstance(value, (list, dict)):
+        return _to_json(value)
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else _plain(value)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, default=_plain, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Give a value without the floats that JSON has no form for: null for NaN, text for infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return {key: _finite(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _write_cells(file: TextIO, rows: Iterable[Sequence[str]], separator: str) -> None:

@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +263,7 @@ def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -
 
 def _reader(index: int, value: Any) -> tuple[str, Callable[[], bytes]]:
     if isinstance(value, (str, Path)):
-        return str(value), functools.partial(read_image_file, Path(value).expanduser())
+        return str(value), functools.partial(read_image_file, Path(os.path.expanduser(value)))
     if isinstance(value, bytes):
         return f"the image at position {index}", functools.partial(bytes, value)
     if isinstance(value, Image.Image):

@@ -30,6 +30,7 @@ from hf_transfer.tasks.tokenizers import (
     Lengths,
     augmenter,
     check_reach,
+    check_whole,
     describe_misfit,
     describe_reach,
     load_tokenizer,
@@ -164,7 +165,7 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
     """Clean what a user wants predicted as the training texts were.
 
     Raises:
-        ConfigError: It is no list of texts, or of pairs for a model of pairs.
+        ConfigError: It is no list of texts, or of pairs for a model of pairs; or one holds half of a character.
     """
     pairs = bool(task.text_pair)
     expected = "a list of pairs (text, second text)" if pairs else "a list of texts"
@@ -174,8 +175,14 @@ def to_inputs(values: Iterable[Any], task: TextClassification) -> list[Any]:
     for index, value in enumerate(values):
         texts = list(value) if pairs and isinstance(value, (tuple, list)) else [value]
         if len(texts) != 1 + pairs or not all(isinstance(text, str) for text in texts):
-            found = listed(type(text).__name__ for text in texts) if isinstance(value, (tuple, list)) and pairs else type(value).__name__
+            found = (
+                (listed(type(text).__name__ for text in texts) or "nothing")
+                if isinstance(value, (tuple, list)) and pairs
+                else type(value).__name__
+            )
             raise ConfigError(f"predict takes {expected}, found {found} at position {index}")
+        for text in texts:
+            check_whole(text, index)
         texts = [_clean(text, task) for text in texts]
         cleaned.append(tuple(texts) if pairs else texts[0])
     return cleaned

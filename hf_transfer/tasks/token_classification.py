@@ -24,6 +24,7 @@ from hf_transfer.tasks.tokenizers import (
     Lengths,
     augmenter,
     check_reach,
+    check_whole,
     describe_misfit,
     describe_reach,
     load_tokenizer,
@@ -284,7 +285,7 @@ def to_inputs(values: Iterable[Any], task: TokenClassification) -> list[tuple[st
     """Cut what a user wants predicted into words; a list of words stays as it is.
 
     Raises:
-        ConfigError: It is no list of texts or of lists of words.
+        ConfigError: It is no list of texts or of lists of words, or one holds half of a character.
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ConfigError(f"predict takes a list of texts, found {type(values).__name__}: predict([text])")
@@ -368,10 +369,12 @@ def from_columns(columns: Mapping[str, list[Any]], first_row: int, root: Path) -
 
 def _words_and_places(value: Any, index: int) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
     if isinstance(value, str):
+        check_whole(value, index)
         return split_words(value)
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
         inside = f" of {listed(sorted({type(word).__name__ for word in value}))}" if isinstance(value, (list, tuple)) else ""
         raise ConfigError(f"predict takes a list of texts (or of lists of words), found {type(value).__name__}{inside} at position {index}")
+    check_whole("".join(value), index)
     ends = np.cumsum([len(word) + 1 for word in value]) - 1
     return tuple(value), [(int(end) - len(word), int(end)) for end, word in zip(ends, value, strict=True)]
 

@@ -15,6 +15,19 @@ NO_LIMIT = 10**9
 """A `max_length` that cuts nothing."""
 
 
+def check_whole(text: str, index: int) -> None:
+    """Refuse a text that no tokenizer reads.
+
+    Raises:
+        ConfigError: It holds half of a character (a lone surrogate), as a text cut in UTF-16 may.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ConfigError(f"the text at position {index} holds half of a character, {half}: remove it, or decode the text anew") from None
+
+
 def load_tokenizer(folder: Path, name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """Load a folder's tokenizer, which gives token types only to a model that knows them.
 

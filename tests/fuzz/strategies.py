@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hypothesis import event
 from hypothesis import strategies as st
 
 from hf_transfer.errors import TransferError
@@ -42,7 +43,8 @@ wild_texts = st.one_of(texts, st.text(max_size=12), st.sampled_from(["\ud800", "
 """Any that Python holds, halves of characters included."""
 names = st.text("abcdef_ é", min_size=1, max_size=4)
 """Of columns and the like."""
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts)
+floats = st.floats() | st.sampled_from([0.0, -0.0, 1.0, 1e-300, float("nan"), float("inf"), float("-inf")])
+scalars = st.one_of(st.none(), st.booleans(), st.integers() | st.sampled_from([2**31, 2**63, -(2**63) - 1, 10**30]), floats, texts)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
 """What JSON, or Python's reading of it, may hold."""
 
@@ -100,12 +102,15 @@ def json_lines(rows: Sequence[Any], plain: bool = True) -> bytes:
 def result_or_sentence(do: Callable[[], T]) -> T | None:
     """Give what a function gives; where it refuses, check that it says so as a user's mistake, in one sentence that can be printed."""
     try:
-        return do()
+        found = do()
     except TransferError as error:
+        event("refused")
         message = str(error)
         assert message and len(message.splitlines()) == 1, message
         message.encode()
         return None
+    event("accepted")
+    return found
 
 
 def write(path: Path, data: bytes) -> Path:
