@@ -64,6 +64,8 @@ def test_merge_lays_nested_values_over() -> None:
         ({"arms.full.learning_rate": "fast"}, "arms.full.learning_rate: expected a number, found 'fast'"),
         ({"training": [1]}, r"training: expected a mapping of its fields, found \[1\]"),
         ({"checkpoint.x": 1}, "cannot set checkpoint.x"),
+        ({"a\nb": 1}, r"^a\\nb: unknown key"),
+        ({"checkpoint": ["x" * 10_000] * 10_000}, r"^checkpoint: .{,3000}$"),
     ],
 )
 def test_a_mistake_says_expected_found_and_remedy(changes: dict[str, object], message: str) -> None:
@@ -88,6 +90,11 @@ def test_all_problems_come_at_once() -> None:
         ("a: [1", "is no YAML: line 1: "),
         ("a: b: c", "is no YAML: line 1: mapping values are not allowed here"),
         ("", "must hold a mapping of recipe fields, found nothing"),
+        ("a: 2026-99-99", "is no YAML: month must be in 1..12"),
+        ("a: !!bool 3", "is no YAML: "),
+        ("a: !!float x", "is no YAML: "),
+        ("a: !!timestamp x", "is no YAML: "),
+        ("[" * 20_000, "lists or mappings stand too deep in each other"),
     ],
 )
 def test_a_bad_config_file(tmp_path: Path, text: str, message: str) -> None:

@@ -234,6 +234,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _read_parquet(path: Path) -> Dataset:
     try:
         table = pq.read_table(path)
+        table.validate(full=True)
     except MISFITS as error:
         raise DataError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from None
     for name in table.column_names:

@@ -325,11 +325,13 @@ def _parquet_chunks(path: Path, num_rows: int) -> Iterator[Chunk]:
                 raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
             first_row = 0
             for batch in file.iter_batches(batch_size=num_rows):
+                # A damaged file may hold texts that are no UTF-8: Arrow takes them as they are until somebody reads one.
+                batch.validate(full=True)
                 yield Chunk(first_row, pa.Table.from_batches([batch], schema))
                 first_row += len(batch)
             if first_row == 0:
                 yield Chunk(0, schema.empty_table())
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable Parquet file: {' '.join(str(error).split())}") from None
 
 

@@ -1,11 +1,18 @@
+import csv
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from hf_transfer.data.columns import select_roles
 from hf_transfer.data.sources import load_source, read_file
+from hf_transfer.data.tables import read_chunks
 from hf_transfer.errors import DataError
 
 
@@ -15,6 +22,59 @@ def test_csv_values_stay_the_text_they_are(tmp_path: Path) -> None:
     dataset = read_file(path)
     assert dataset["text"][:] == ["NA", "", "two\nlines, quoted"]
     assert dataset["label"][:] == ["007", "null", "1e3"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_rows_of_blanks_are_rows_and_blank_lines_are_none(tmp_path: Path, end: str) -> None:
+    (tmp_path / "x.csv").write_bytes(end.join(["text", "a", " ", "", '""', "b", ""]).encode())
+    assert read_file(tmp_path / "x.csv")["text"][:] == ["a", " ", "", "b"]
+    (tmp_path / "y.csv").write_bytes(end.join(["text,label", "a,b", "  ", ",", ""]).encode())
+    assert read_file(tmp_path / "y.csv").to_list() == [{"text": "a", "label": "b"}, {"text": "", "label": ""}]
+
+
+def test_a_csv_field_may_be_longer_than_the_csv_module_reads_by_itself(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "x.csv").write_text(f'text,label\n"{"word " * 100_000}",b\n')
+    assert len(read_file(tmp_path / "x.csv")["text"][0]) == 500_000
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.string_view(), "a"),
+        (pa.large_string(), "a"),
+        (pa.dictionary(pa.int32(), pa.string()), "a"),
+        (pa.null(), None),
+        (pa.binary(), b"\xff"),
+        (pa.uint64(), 2**64 - 1),
+        (pa.float16(), 1.5),
+        (pa.decimal128(10, 2), Decimal("1.10")),
+        (pa.date32(), date(2026, 1, 2)),
+        (pa.large_list(pa.int64()), [1, 2]),
+        (pa.list_(pa.dictionary(pa.int8(), pa.string())), ["a", "b"]),
+        (pa.list_(pa.float32(), 2), [1.0, 2.0]),
+        (pa.struct({"a": pa.string()}), {"a": "x"}),
+    ],
+    ids=str,
+)
+def test_every_type_of_parquet_is_read(tmp_path: Path, kind: pa.DataType, value: object) -> None:
+    try:
+        pq.write_table(pa.table({"x": pa.array([value, None], kind), "text": ["a", "b"]}), tmp_path / "x.parquet")
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow writes no such column: {error}")
+    assert read_file(tmp_path / "x.parquet").to_list() == [{"x": value, "text": "a"}, {"x": None, "text": "b"}]
+
+
+def test_parquet_columns_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="column 'm' cannot be read .*: leave it out"):
+        read_file(tmp_path / "x.parquet")
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"text": text}), tmp_path / "y.parquet")
+    for read in (read_file, lambda path: list(read_chunks(path, 9))):
+        with pytest.raises(DataError, match="no readable Parquet file: .*UTF8"):
+            read(tmp_path / "y.parquet")
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
@@ -114,6 +174,10 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
         ("x.csv", b"text\tlabel\na\tb\n", r"separated by '\\t', expected ','"),
         ("x.csv", b"text,label\na,b\nc,d,e\n", "malformed"),
         ("x.jsonl", b'{"a": 1}\n{"a": \n', "malformed: line 2"),
+        ("x.csv", b"te\0xt,label\na,b\n", r"names a column 'te\\x00xt': a name cannot hold"),
+        ("x.jsonl", b'{"te\\u0000xt": "a"}\n', r"names a column 'te\\x00xt': a name cannot hold"),
+        ("x.jsonl", b"\n \n", "is empty: expected a JSON object a line"),
+        ("x.json", b"[]", "holds no rows"),
         ("x.jsonl", b'{"a": 1}\n[1]\n', "malformed: line 2 is list"),
         ("x.jsonl", b'{"a": 1}\n{"a": "b"}\n', "column 'a' mixes number, str"),
         ("x.json", b'[{"a": 1},\n 3]', "row 1 is int"),
@@ -142,6 +206,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_source(str(tmp_path / "review.csv"))
     with pytest.raises(DataError, match="has no train file.*found reviews.csv"):
         load_source(str(tmp_path))
+    for name in ("a" * 5000 + "/b/c", "~nobody-here/x.csv", "\0.csv"):
+        with pytest.raises(DataError, match="no file or folder "):
+            load_source(name)
     with pytest.raises(DataError, match=r"no embedded dataset 'newsgroup'.*did you mean 'newsgroups'"):
         load_source("embedded:newsgroup")
     with pytest.raises(DataError, match="cannot load dataset 'nobody/nothing'"):

@@ -124,6 +124,7 @@ def test_spans_become_tags_of_whole_words() -> None:
         ([{"start": 4, "end": 5, "label": "x"}, {"start": 5, "end": 7, "label": "x"}], "share the word 'Lee'"),
         ([{"start": 0, "end": 3}], "a span needs start, end and label"),
         (["PER"], "a span needs start, end and label"),
+        ([{"start": False, "end": True, "label": "x"}], "whole numbers for start and end"),
         ([{"start": 0.5, "end": 3, "label": "x"}], "whole numbers for start and end"),
         ([{"start": 0, "end": 3, "label": ""}], "a name for label"),
     ],

@@ -161,6 +161,19 @@ def test_values_that_are_no_text_have_a_form_in_cells(topics_model: Path, tmp_pa
     assert [found[name] for name in row] == ["sail", "2026-01-02T00:00:00", "1.10", "[1, null]", "true", "1.0", ""]
 
 
+def test_json_holds_no_nan(topics_model: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in.parquet", [{"text": "sail", "x": float("nan"), "y": [1.5, float("inf")], "z": {"a": float("-inf")}}])
+    (tmp_path / "in.jsonl").write_text('{"text": "sail", "x": NaN, "y": [1.5, Infinity], "z": {"a": -Infinity}}')
+    for source in ("in.parquet", "in.jsonl"):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        table_of(ht.load(topics_model), tmp_path / source, tmp_path / "out.jsonl")
+        (row,) = read(tmp_path / "out.jsonl")
+        assert [row[name] for name in "xyz"] == [None, [1.5, "Infinity"], {"a": "-Infinity"}]
+    with pytest.raises(DataError, match="a column has no form in Parquet .*: write JSONL"):
+        table_of(ht.load(topics_model), write_jsonl(tmp_path / "empty.jsonl", [{"text": "a", "n": {}}]), tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_json_lines_may_differ_in_their_keys(topics_model: Path, tmp_path: Path) -> None:
     ragged: list[dict[str, Any]] = [
         {"text": "sail", "n": 1},

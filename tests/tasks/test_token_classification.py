@@ -208,6 +208,8 @@ def test_answers_have_character_offsets() -> None:
         ("Ann", r"found str: predict\(\[text\]\)"),
         ([1], "found int at position 0"),
         ([["a", 1]], "found list of int, str at position 0"),
+        (["a", "b\ud800"], r"the text at position 1 holds half of a character, \\ud800: remove it"),
+        ([["\ud83d", "\ude00"]], r"the text at position 0 holds half of a character, \\ud83d"),
     ):
         with pytest.raises(ConfigError, match=message):
             task.to_inputs(wrong, config)  # type: ignore[arg-type]
