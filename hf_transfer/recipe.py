@@ -232,6 +232,22 @@ class Recipe:
         return self.from_dict(_merged(self.to_dict(), changes))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes letters as they are, but for line ends that PyYAML takes for plain letters on its way out and folds on its way in."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if set(text) & set("\x85\u2028\u2029") else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Give nested plain values as YAML that reads back as they are, in their order."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 

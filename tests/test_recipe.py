@@ -6,7 +6,7 @@ import yaml
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError
-from hf_transfer.recipe import default_arms, read_yaml
+from hf_transfer.recipe import default_arms, read_yaml, to_yaml
 from hf_transfer.task_configs import task_from_dict
 
 
@@ -21,6 +21,13 @@ def recipe() -> ht.Recipe:
 
 def test_yaml_round_trip() -> None:
     assert ht.Recipe.from_dict(yaml.safe_load(yaml.safe_dump(recipe().to_dict()))) == recipe()
+
+
+def test_yaml_keeps_line_ends_and_letters_of_every_kind(tmp_path: Path) -> None:
+    odd = recipe().override({"task.replace": {"\x85": "\u2028", "\r\n": "\n", "é 船\u2029": "\x00\ufeff"}})
+    (tmp_path / "x.yaml").write_text(to_yaml(odd.to_dict()), encoding="utf-8")
+    assert ht.Recipe.from_dict(read_yaml(tmp_path / "x.yaml")) == odd
+    assert "é 船" in (tmp_path / "x.yaml").read_text(encoding="utf-8")
 
 
 def test_override_changes_one_field_and_reads_yaml_numbers() -> None:

@@ -20,7 +20,7 @@ from hf_transfer.data.digits import read_digits
 from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_only, is_local_dataset
 from hf_transfer.data.hub_requests import describe_failure, patient_requests
 from hf_transfer.data.image_folder import holds_image_folders, read_image_folder
-from hf_transfer.data.tables import SEPARATORS, check_names, check_utf8, json_lines, parse_json, read_delimited
+from hf_transfer.data.tables import SEPARATORS, check_utf8, json_lines, parse_json, read_delimited
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
 from hf_transfer.files import DISK_REMEDIES, disk_fault
 
@@ -227,7 +227,6 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(parse_json(path, path.read_text(encoding="utf-8-sig"))):
         if not isinstance(row, dict):
             raise DataError(f"{path} is malformed: row {number} is {type(row).__name__}, expected an object")
-        check_names(path, row)
         yield row
 
 

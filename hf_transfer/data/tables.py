@@ -256,7 +256,6 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             row = parse_json(path, text, number)
             if not isinstance(row, dict):
                 raise DataError(f"{path} is malformed: line {number} is {type(row).__name__}, expected an object")
-            check_names(path, row)
             is_empty = False
             yield row
     if is_empty:
@@ -285,18 +284,27 @@ def parse_json(path: Path, text: str, line: int | None = None) -> Any:
         raise DataError(f"{where} holds a number that is too long ({first_line(error)})") from None
     if "\\ud" in text.lower() and not _is_whole(value):
         raise DataError(f"{where} holds half of a character, \\ud800 to \\udfff without the other half")
+    if "\\u0000" in text:
+        _check_names(where, _keys(value))
     return value
 
 
-def check_names(path: Path, names: Iterable[str]) -> None:
-    """Refuse names of columns that Arrow would cut.
+def _keys(value: Any) -> Iterator[str]:
+    """Yield the keys of all objects in a value from JSON."""
+    if isinstance(value, dict):
+        yield from value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(entry)
+
+
+def _check_names(where: str, names: Iterable[str]) -> None:
+    """Refuse names that Arrow would cut.
 
     Raises:
         DataError: One holds the character of code 0.
     """
-    if "\0" in "".join(names):
-        name = next(name for name in names if "\0" in name)
-        raise DataError(f"{path} names a column {name!r}: a name cannot hold the character of code 0")
+    if cut := [name for name in names if "\0" in name]:
+        raise DataError(f"{where} names a column {cut[0]!r}: a name cannot hold the character of code 0")
 
 
 def _is_whole(value: Any) -> bool:
@@ -309,7 +317,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _check_header(path: Path, columns: list[str], separator: str) -> None:
-    check_names(path, columns)
+    _check_names(str(path), columns)
     if repeated := sorted({name for name in columns if columns.count(name) > 1}):
         raise DataError(f"{path} names the column '{repeated[0]}' twice: rename one")
     if len(columns) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in columns[0] and mark != separator]):

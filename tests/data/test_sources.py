@@ -176,6 +176,7 @@ def test_embedded_newsgroups_is_what_its_card_says() -> None:
         ("x.jsonl", b'{"a": 1}\n{"a": \n', "malformed: line 2"),
         ("x.csv", b"te\0xt,label\na,b\n", r"names a column 'te\\x00xt': a name cannot hold"),
         ("x.jsonl", b'{"te\\u0000xt": "a"}\n', r"names a column 'te\\x00xt': a name cannot hold"),
+        ("x.json", b'[{"a": [{"\\u0000": 1}]}]', r"names a column '\\x00': a name cannot hold"),
         ("x.jsonl", b"\n \n", "is empty: expected a JSON object a line"),
         ("x.json", b"[]", "holds no rows"),
         ("x.jsonl", b'{"a": 1}\n[1]\n', "malformed: line 2 is list"),

@@ -129,9 +129,7 @@ def test_damaged_conll_is_read_or_refused(folder: Path, data: bytes) -> None:
         assert sum(map(len, dataset["tokens"][:])) <= data.count(b"\n") + 1
 
 
-@given(
-    text=wild_texts, spans=st.lists(st.tuples(st.integers(-2, 20), st.integers(-2, 20), st.sampled_from(["x", "", " y ", "z"])), max_size=4)
-)
+@given(text=texts, spans=st.lists(st.tuples(st.integers(-2, 20), st.integers(-2, 20), st.sampled_from(["x", "", " y ", "z"])), max_size=4))
 def test_spans_are_tagged_or_refused(text: str, spans: list[tuple[int, int, str]]) -> None:
     given_spans = [{"start": start, "end": end, "label": label} for start, end, label in spans]
     found = result_or_sentence(lambda: tag_spans(text, given_spans, "row 0"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import hf_transfer as ht
 from hf_transfer.files import read_json, write_json
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, apply_flags, column_pairs, pop_run_section
-from hf_transfer.recipe import default_arms, read_yaml
+from hf_transfer.recipe import default_arms, read_yaml, to_yaml
 from hf_transfer.recipe_files import load_recipe
 from hf_transfer.run_settings import RECORDED, check_settings
 from hf_transfer.task_configs import task_from_dict
@@ -114,9 +114,7 @@ recipes = st.builds(
 def test_a_recipe_survives_yaml_json_and_dict(folder: Path, recipe: ht.Recipe) -> None:
     assert ht.Recipe.from_dict(recipe.to_dict()) == recipe
     path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({**recipe.to_dict(), "run": {"arms": list(recipe.arms)}}, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    path.write_text(to_yaml({**recipe.to_dict(), "run": {"arms": list(recipe.arms)}}), encoding="utf-8")
     assert load_recipe(path) == recipe
     write_json(folder / "recipe.json", recipe.to_dict())
     assert ht.Recipe.from_dict(read_json(folder / "recipe.json")) == recipe
@@ -181,7 +179,7 @@ def test_any_override_is_refused_or_gives_a_recipe_that_comes_back(name: str, ch
     changed = result_or_sentence(lambda: recipe.override(changes))
     if changed is None:
         return
-    assert ht.Recipe.from_dict(yaml.safe_load(yaml.safe_dump(changed.to_dict(), allow_unicode=True))) == changed
+    assert ht.Recipe.from_dict(yaml.safe_load(to_yaml(changed.to_dict()))) == changed
     json.dumps(changed.to_dict(), allow_nan=False)
 
 

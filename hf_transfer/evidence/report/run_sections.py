@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from hf_transfer.evidence.report.facts import Facts
 from hf_transfer.evidence.report.formats import duration, percent, score
 from hf_transfer.evidence.report.layout import MOST_UNFOLDED, PRIVATE, Column, Section, Table
 from hf_transfer.evidence.report.result_sections import ARM, environment_words
 from hf_transfer.evidence.report.sentences import failures
 from hf_transfer.files import RECIPE_FILE
+from hf_transfer.recipe import to_yaml
 from hf_transfer.run_settings import budget_order
 
 
@@ -101,7 +100,7 @@ def repeat_section(facts: Facts) -> Section:
         "Run it again",
         sentences,
         [Table("Environment", [Column("what"), Column("found", is_verbatim=True)], rows, folded=True)],
-        source=yaml.safe_dump(facts.recipe, sort_keys=False, allow_unicode=True),
+        source=to_yaml(facts.recipe),
         commands=[f"hf-transfer run --config {RECIPE_FILE} --output-dir runs/again"],
     )
 
