@@ -20,7 +20,10 @@ def examples(rows: list[tuple[str, int]], has_classes: bool = True) -> Examples:
     return Examples(np.arange(len(rows)), [value for value, _ in rows], list(classes[:, None]), strata)
 
 
-rows = st.lists(st.tuples(inputs, st.integers(0, 2)), min_size=1, max_size=50)
+rows = st.one_of(
+    st.lists(st.tuples(inputs, st.integers(0, 2)), min_size=1, max_size=50),
+    st.integers(10, 60).map(lambda number: [(str(row), row % 3) for row in range(number)]),
+)
 
 
 @st.composite
@@ -94,6 +97,8 @@ def test_budgets_nest_and_hold_exactly_their_rows(
         assert all((train.strata[trained] == name).any() for name in distinct if len(set(found)) == len({value for value, _ in found})), (
             "every class trains"
         )
+        if not has_classes and len(set(train.inputs)) == len(train):
+            assert len(validating) == max(1, (len(trained) + len(validating)) // 5), "a fifth validates"
         again = draw(corpus, budget, seed)
         assert again[1] is not None and np.array_equal(again[0], trained) and np.array_equal(again[1], validating)
         before = roles
