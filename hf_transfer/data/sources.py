@@ -41,7 +41,7 @@ SPLIT_FILE = re.compile(r"(?P<split>[a-z]+)(-\d+-of-(?P<total>\d+)(-[0-9a-f]+)?)
 """`train`, or a shard as the Hub names it: `train-00000-of-00002`, with a hash behind it or not."""
 
 
-MISFITS = (pa.ArrowException, ValueError, TypeError, OverflowError)
+MISFITS = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError)
 """What Arrow and `datasets` raise on values, or types, that they have no column for."""
 
 

@@ -276,16 +276,19 @@ def parse_json(path: Path, text: str, line: int | None = None) -> Any:
     where = f"{path} is malformed:" if line is None else f"{path} is malformed: line {line}"
     try:
         value = json.loads(text)
+        is_whole = "\\ud" not in text.lower() or _is_whole(value)
+        if "\\u0000" in text:
+            _check_names(where, _keys(value))
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is malformed: line {line or error.lineno}: {error.msg}") from None
     except RecursionError:
         raise DataError(f"{where} holds lists or objects too deep in each other") from None
     except ValueError as error:
         raise DataError(f"{where} holds a number that is too long ({first_line(error)})") from None
-    if "\\ud" in text.lower() and not _is_whole(value):
+    if not is_whole:
         raise DataError(f"{where} holds half of a character, \\ud800 to \\udfff without the other half")
-    if "\\u0000" in text:
-        _check_names(where, _keys(value))
     return value
 
 
@@ -416,7 +419,10 @@ def _cell(value: Any) -> str:
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=_plain, allow_nan=False)
+    try:
+        return json.dumps(_finite(value), ensure_ascii=False, default=_plain, allow_nan=False)
+    except RecursionError:
+        raise DataError("a column holds lists or objects too deep in each other: leave it out of the input") from None
 
 
 def _finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_transfer.data.sources import read_file
 from hf_transfer.evaluation.table_prediction import predict_table
 from hf_transfer.task_configs import TextClassification, TokenClassification
 from hf_transfer.tasks import functions_of
@@ -170,3 +171,10 @@ def test_damaged_files_are_predicted_or_refused_and_nothing_is_left(
     assert not list(folder.glob(".*"))
     if done is not None:
         assert len(read(out)) == done
+
+
+@given(depth=st.integers(1, 1100), odd=st.sampled_from(["x", "\\u0000", "\\ud800"]), target=st.sampled_from(SUFFIXES))
+def test_values_deep_in_each_other_are_written_or_refused(folder: Path, depth: int, odd: str, target: str) -> None:
+    path = write(folder / "deep.jsonl", f'{{"text": "{odd}", "n": {"[" * depth}{"]" * depth}}}\n'.encode())
+    result_or_sentence(lambda: predict(path, folder / f"deep-out{target}", 2))
+    result_or_sentence(lambda: read_file(path))
