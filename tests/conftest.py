@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("fast", derandomize=True, database=None, deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 # What `scripts/test --slow` asks for (--hypothesis-profile): other examples each time; a failure prints its seed.
 settings.register_profile("long", settings.get_profile("fast"), derandomize=False, max_examples=2000, print_blob=True)
-settings.load_profile("fast")
 
 TOPICS = {
     "boats": "anchor sail harbour mast rudder tide deck rope keel crew",
@@ -30,6 +29,12 @@ TOPICS = {
 Run = Callable[..., tuple[int, str, str]]
 
 FILLERS = ["the", "a", "and", "of", "with", "my", "is", "was", "not", "very", "we", "you", "they", "this", "that", "for"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the fast profile where no other is asked for; a test module that imports this one again must not."""
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("fast")
 
 
 def make_rows(num_rows: int, seed: int = 0, topics: tuple[str, ...] = tuple(TOPICS)) -> list[dict[str, str]]:

@@ -87,7 +87,10 @@ def load_source(source: str, config: str | None = None, revision: str | None = N
     # Those of `pathlib` raise on a name that is too long, and on the home of a user there is not.
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        return _read_image_folder(path) if _is_image_folder(path) else Source(_read_folder(path), path)
+        try:
+            return _read_image_folder(path) if _is_image_folder(path) else Source(_read_folder(path), path)
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
     if os.path.isfile(path):
         return Source({"train": read_file(path)}, path.parent)
     if path.exists():

@@ -1,5 +1,6 @@
 import csv
 import json
+from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -214,6 +215,20 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_source("embedded:newsgroup")
     with pytest.raises(DataError, match="cannot load dataset 'nobody/nothing'"):
         load_source("nobody/nothing", local_files_only=True)
+
+
+def test_a_folder_that_holds_one_nobody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    listed = Path.iterdir
+
+    def closed(folder: Path) -> Iterator[Path]:
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(DataError, match="cannot read .*closed: Permission denied"):
+        load_source(str(tmp_path))
 
 
 def test_roles_take_their_columns_and_nothing_is_guessed() -> None:
