@@ -18,11 +18,7 @@ class TransferError(Exception):
     """
 
     def __str__(self) -> str:
-        """Give the sentence; of a name or value in it, what does not print (line ends, halves of characters) is escaped."""
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in super().__str__())
-
-    def __str__(self) -> str:
-        """Give it as one line, whatever was quoted: it may hold a row of the data, or a URL with a password."""
+        """Give the sentence, whatever it quotes: it may hold a row of the data, halves of characters, or a URL with a password."""
         return visible_line(without_secrets(super().__str__()))
 
 
