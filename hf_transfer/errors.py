@@ -19,7 +19,7 @@ class TransferError(Exception):
 
     def __str__(self) -> str:
         """Give the sentence, whatever it quotes: it may hold a row of the data, halves of characters, or a URL with a password."""
-        return visible_line(without_secrets(super().__str__()))
+        return visible_line(without_secrets(" ".join(map(str, self.args))))
 
 
 class ConfigError(TransferError, ValueError):
@@ -40,10 +40,6 @@ class RunFolderError(TransferError, RuntimeError):
 
 class DiskError(RunFolderError, OSError):
     """A disk that is full, broken or not to be written to; also an OSError, for who can do without what was to be written."""
-
-    def __str__(self) -> str:
-        """Give the sentence, without the number that an OSError puts before it."""
-        return str(self.args[0])
 
 
 class TrainingError(TransferError, RuntimeError):

@@ -93,7 +93,7 @@ def load_source(source: str, config: str | None = None, revision: str | None = N
             raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
     if os.path.isfile(path):
         return Source({"train": read_file(path)}, path.parent)
-    if path.exists():
+    if os.path.exists(path):
         raise DataError(f"cannot read {source}: expected a regular file or a folder")
     if is_local_dataset(source):
         siblings = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
