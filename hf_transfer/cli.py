@@ -229,12 +229,16 @@ def _exit(command: Any) -> NoReturn:
     try:
         check_no_name_clash()
         command()
-    except TransferError as error:
-        # Every process finds the same mistake; one says it.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+            from hf_transfer.training.failing import leave
+
+            leave(error)
+        if not isinstance(error, TransferError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)

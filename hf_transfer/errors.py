@@ -21,6 +21,9 @@ class TransferError(Exception):
         """Give the sentence, whatever it quotes: it may hold a row of the data, halves of characters, or a URL with a password."""
         return visible_line(without_secrets(" ".join(map(str, self.args))))
 
+    is_shared = False
+    """Every process of the run has it at the same point."""
+
 
 class ConfigError(TransferError, ValueError):
     """A recipe, a flag or an argument that cannot be meant."""
@@ -48,6 +51,8 @@ class TrainingError(TransferError, RuntimeError):
 
 class SharedTrainingError(TrainingError):
     """A training that cannot go on, as every process of the run finds at the same point: other trainings of the run can."""
+
+    is_shared = True
 
 
 class DivergedError(SharedTrainingError):

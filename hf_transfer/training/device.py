@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from hf_transfer.data.images import num_cores
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.models.cpu_kernels import bound_kernel_cache
+from hf_transfer.training.launch import check_launch, check_processes, wait_limit
 
 CPU_MICRO_BATCH_TOKENS = 1024
 """In training and in prediction. Predicting 32 newsgroups posts (all-MiniLM-L6-v2, 512 tokens, median 198; AMD EPYC, 2026-11-20; the
@@ -27,8 +28,9 @@ def make_accelerator(precision: str) -> Accelerator:
     """Make the Accelerator of a run, which says the device, the processes and the precision.
 
     Raises:
-        ConfigError: The device cannot do the precision.
+        ConfigError: The device cannot do the precision, or the launcher started other processes than a run can use.
     """
+    check_launch()
     on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         bound_kernel_cache()
@@ -37,7 +39,10 @@ def make_accelerator(precision: str) -> Accelerator:
     # Accelerate keeps the first precision of a process for ever; a second run may ask for another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
+    joining = InitProcessGroupKwargs(timeout=wait_limit())
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[joining])
+    check_processes(accelerator)
+    return accelerator
 
 
 def resolve_precision(precision: str) -> str:

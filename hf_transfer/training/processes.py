@@ -21,6 +21,7 @@ def on_main_process(accelerator: Accelerator, do: Callable[[], Value]) -> Value:
         try:
             found = [do(), None]
         except TransferError as error:
+            error.is_shared = True
             found = [None, error]
     value, failure = broadcast_object_list(found)
     if failure is not None:

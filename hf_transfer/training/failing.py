@@ -1,0 +1,120 @@
+"""The end of one of several processes that fails: the first to fail says why, and the others hold their peace.
+
+When one ends, the others lose it in whatever they wait for, and the launcher ends them; what they would tell of that hides the reason.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from datetime import timedelta
+from typing import NoReturn
+
+from torch import distributed
+
+from hf_transfer.errors import TransferError, first_line
+from hf_transfer.training.launch import wait_limit
+
+HEAD_START = 1.0
+"""Seconds: what all processes find wrong, the main one says."""
+PATIENCE = 5.0
+"""Seconds for the launcher's store to answer, and for the process that failed first to say so."""
+
+
+def leave(error: Exception) -> NoReturn:
+    """End this process, which is one of several, and tell of its failure unless another failed before it.
+
+    The exit code is 2 for a user's mistake, else 1. No exit handlers and destructors run: the threads of a group that has lost a process
+    abort in them.
+
+    Args:
+        error: What it failed with.
+    """
+    # Sent by the launcher as soon as another has ended.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    rank, name = int(os.environ["RANK"]), f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
+    reason = _describe_loss(error, name) if lost_another(error) else first_line(error)
+    store = _open_store()
+    first = _first_failure(store, rank, reason, error)
+    if first is None:
+        _tell(error, reason, rank, name)
+    elif first != reason and not lost_another(error):
+        print(f"{name} failed too: {reason}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _wait_until_told(store, is_teller=first is None)
+    os._exit(2 if isinstance(error, TransferError) else 1)
+
+
+def lost_another(error: BaseException) -> bool:
+    """Say whether a process failed only because another ended or stalled; what followed from that is no reason either."""
+    root = error
+    while (before := root.__cause__ or root.__context__) is not None:
+        root = before
+    return isinstance(root, distributed.DistError) or (isinstance(root, RuntimeError) and "gloo/transport" in str(root))
+
+
+def _describe_loss(error: Exception, name: str) -> str:
+    if "Timed out" in str(error):
+        return (
+            f"{name} has waited {wait_limit().total_seconds() / 60:g} minutes for another, which hangs or does alone what takes longer "
+            "(HF_TRANSFER_WAIT_MINUTES waits longer): --resume goes on"
+        )
+    return f"{name} has lost another, which ended without a word: it was killed, maybe for the memory it took; --resume goes on"
+
+
+def _tell(error: Exception, reason: str, rank: int, name: str) -> None:
+    if lost_another(error) and not isinstance(error, distributed.DistError):
+        print(f"error: {reason}", file=sys.stderr)
+    elif isinstance(error, TransferError):
+        print(f"error: {f'{name}: ' if rank else ''}{error}", file=sys.stderr)
+    else:
+        # A bug, or a fault of the devices' library that only its own words explain.
+        print(f"{name} failed:", file=sys.stderr)
+        traceback.print_exception(error)
+
+
+def _open_store() -> distributed.Store | None:
+    """Give the store where the processes met; None where it is gone with the main process, or was not there yet."""
+    with suppress(KeyError, ValueError, RuntimeError):
+        return distributed.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=PATIENCE)
+        )
+    return None
+
+
+def _first_failure(store: distributed.Store | None, rank: int, reason: str, error: Exception) -> str | None:
+    """Give why another process failed before this one; None where none did, which the others are told."""
+    if store is None:
+        return None
+    mine = f"{rank} {reason}"
+    try:
+        if rank and not lost_another(error):
+            _wait(store, _key(), PATIENCE if isinstance(error, TransferError) and error.is_shared else HEAD_START)
+        found = store.compare_set(_key(), "", mine).decode()
+    except RuntimeError:
+        return None
+    return None if found == mine else found.split(" ", 1)[1]
+
+
+def _wait_until_told(store: distributed.Store | None, is_teller: bool) -> None:
+    """Do not end before the reason is said: the launcher ends the others as soon as one has."""
+    with suppress(RuntimeError):
+        if store is not None and is_teller:
+            store.set(f"{_key()}/told", "yes")
+        elif store is not None:
+            _wait(store, f"{_key()}/told", PATIENCE)
+
+
+def _wait(store: distributed.Store, key: str, seconds: float) -> None:
+    """Wait until a key is there, for so long at most. The store's own waiting warns where it is in vain."""
+    end = time.monotonic() + seconds
+    while not store.check([key]) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _key() -> str:
+    # A launcher that starts all anew keeps its store.
+    return f"hf_transfer/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
