@@ -3,6 +3,7 @@
 When one ends, the others lose it in whatever they wait for, and the launcher ends them; what they would tell of that hides the reason.
 """
 
+import json
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import time
 import traceback
 from contextlib import suppress
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import distributed
 
@@ -35,13 +36,16 @@ def leave(error: Exception) -> NoReturn:
     # Sent by the launcher as soon as another has ended.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, name = int(os.environ["RANK"]), f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
-    reason = _describe_loss(error, name) if lost_another(error) else first_line(error)
+    reason = _describe_loss(error, name) if lost_another(error) else _in_one_line(error)
     store = _open_store()
     first = _first_failure(store, rank, reason, error)
     if first is None:
         _tell(error, reason, rank, name)
-    elif first != reason and not lost_another(error):
+    elif first["reason"] != reason and not lost_another(error):
         print(f"{name} failed too: {reason}", file=sys.stderr)
+    elif first["machine"] != _machine() and os.environ.get("LOCAL_RANK") == "0":
+        # It was said in another terminal.
+        print(f"error: process {first['process']}, on another machine: {first['reason']}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     _wait_until_told(store, is_teller=first is None)
@@ -54,6 +58,10 @@ def lost_another(error: BaseException) -> bool:
     while (before := root.__cause__ or root.__context__) is not None:
         root = before
     return isinstance(root, distributed.DistError) or (isinstance(root, RuntimeError) and "gloo/transport" in str(root))
+
+
+def _in_one_line(error: Exception) -> str:
+    return first_line(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _describe_loss(error: Exception, name: str) -> str:
@@ -85,18 +93,18 @@ def _open_store() -> distributed.Store | None:
     return None
 
 
-def _first_failure(store: distributed.Store | None, rank: int, reason: str, error: Exception) -> str | None:
-    """Give why another process failed before this one; None where none did, which the others are told."""
+def _first_failure(store: distributed.Store | None, rank: int, reason: str, error: Exception) -> dict[str, Any] | None:
+    """Give which process failed before this one, where and why; None where none did, and the others are told of this one."""
     if store is None:
         return None
-    mine = f"{rank} {reason}"
+    mine = {"process": rank, "machine": _machine(), "reason": reason}
     try:
         if rank and not lost_another(error):
             _wait(store, _key(), PATIENCE if isinstance(error, TransferError) and error.is_shared else HEAD_START)
-        found = store.compare_set(_key(), "", mine).decode()
+        found: dict[str, Any] = json.loads(store.compare_set(_key(), "", json.dumps(mine)))
     except RuntimeError:
         return None
-    return None if found == mine else found.split(" ", 1)[1]
+    return None if found == mine else found
 
 
 def _wait_until_told(store: distributed.Store | None, is_teller: bool) -> None:
@@ -113,6 +121,10 @@ def _wait(store: distributed.Store, key: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not store.check([key]) and time.monotonic() < end:
         time.sleep(0.02)
+
+
+def _machine() -> str:
+    return os.environ.get("GROUP_RANK", "0")
 
 
 def _key() -> str:
