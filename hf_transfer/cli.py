@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import hf_transfer
 from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
-from hf_transfer.errors import ConfigError, TrainingError, TransferError, check_no_name_clash, did_you_mean, listed
+from hf_transfer.errors import ConfigError, SharedTrainingError, TransferError, check_no_name_clash, did_you_mean, listed
 from hf_transfer.files import REPORT_FILE, write_text
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
@@ -185,7 +185,7 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
             print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}; open {comparison.folder / REPORT_FILE}", flush=True)
     if failed := comparison.failed:
         tried = len(failed) + len(comparison.cells())
-        raise TrainingError(
+        raise SharedTrainingError(
             f"{len(failed)} of {tried} trainings failed, the table is of the others: --resume tries them again, with other settings if you "
             "give them"
         )

@@ -19,7 +19,7 @@ from hf_transfer.errors import TransferError, first_line
 from hf_transfer.training.launch import wait_limit
 
 HEAD_START = 1.0
-"""Seconds: what all processes find wrong, the main one says."""
+"""Seconds that the main process has to fail of the same."""
 PATIENCE = 5.0
 """Seconds for the launcher's store to answer, and for the process that failed first to say so."""
 
@@ -33,12 +33,14 @@ def leave(error: Exception) -> NoReturn:
     Args:
         error: What it failed with.
     """
-    # Sent by the launcher as soon as another has ended.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, name = int(os.environ["RANK"]), f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
     reason = _describe_loss(error, name) if lost_another(error) else _in_one_line(error)
     store = _open_store()
-    first = _first_failure(store, rank, reason, error)
+    if rank and not lost_another(error):
+        _let_main_speak(store, isinstance(error, TransferError) and error.is_shared)
+    # Sent by the launcher as soon as another has ended.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    first = _first_failure(store, rank, reason)
     if first is None:
         _tell(error, reason, rank, name)
     elif first["reason"] != reason and not lost_another(error):
@@ -93,14 +95,23 @@ def _open_store() -> distributed.Store | None:
     return None
 
 
-def _first_failure(store: distributed.Store | None, rank: int, reason: str, error: Exception) -> dict[str, Any] | None:
+def _let_main_speak(store: distributed.Store | None, is_shared: bool) -> None:
+    """Give the main process time to fail too: what all find wrong, it says.
+
+    With what they share for certain it may have work to finish, and the launcher would end it with this process.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(RuntimeError):
+        if store is not None:
+            _wait(store, _key(), wait_limit().total_seconds() if is_shared else HEAD_START)
+
+
+def _first_failure(store: distributed.Store | None, rank: int, reason: str) -> dict[str, Any] | None:
     """Give which process failed before this one, where and why; None where none did, and the others are told of this one."""
     if store is None:
         return None
     mine = {"process": rank, "machine": _machine(), "reason": reason}
     try:
-        if rank and not lost_another(error):
-            _wait(store, _key(), PATIENCE if isinstance(error, TransferError) and error.is_shared else HEAD_START)
         found: dict[str, Any] = json.loads(store.compare_set(_key(), "", json.dumps(mine)))
     except RuntimeError:
         return None
