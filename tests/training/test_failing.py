@@ -23,20 +23,7 @@ def fail(tiny_bert: Path, topics_folder: Path, tmp_path: Path):
 
     def run(rank: int, fault: str, **environment: str) -> tuple[list[str], float]:
         script = Path(__file__).parent / "failing_run.py"
-        flags = [
-            "--max-length",
-            "32",
-            "--arms",
-            "full",
-            "--budgets",
-            "41",
-            "--batch-size",
-            "8",
-            "--precision",
-            "fp32",
-            "--output-dir",
-            "run",
-        ]
+        flags = ["--max-length", 32, "--arms", "full", "--budgets", 41, "--batch-size", 8, "--precision", "fp32", "--output-dir", "run"]
         words = [rank, fault, "newsgroups", "--dataset", topics_folder, "--checkpoint", tiny_bert, *flags]
         command = [sys.executable, *LAUNCH.split(), "--dynamo_backend", "no", script, *words]
         done = subprocess.run(
