@@ -95,8 +95,7 @@ def run(
     from hf_transfer.evidence.grid import run_grid
     from hf_transfer.publish.card import write_card
 
-    run_grid(recipe, settings, folder, local_files_only=_cache_only(recipe))
-    comparison = Comparison(folder)
+    comparison = Comparison(folder, run_grid(recipe, settings, folder, local_files_only=_cache_only(recipe)))
     if os.environ.get("RANK", "0") == "0":
         for cell in comparison.cells():
             write_card(cell)
@@ -168,14 +167,16 @@ class Comparison:
 
     Attributes:
         folder: The run folder.
-        values: What its `comparison.json` holds.
+        values: What its `comparison.json` holds. `run` gives them on every process; the folder may be on the main one's machine only.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, values: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder).expanduser()
-        if not (self.folder / COMPARISON_FILE).is_file():
-            raise RunFolderError(f"{self.folder} holds no {COMPARISON_FILE}: expected the folder of a finished run")
-        self.values: dict[str, Any] = read_json(self.folder / COMPARISON_FILE)
+        if values is None:
+            if not (self.folder / COMPARISON_FILE).is_file():
+                raise RunFolderError(f"{self.folder} holds no {COMPARISON_FILE}: expected the folder of a finished run")
+            values = read_json(self.folder / COMPARISON_FILE)
+        self.values: dict[str, Any] = values
 
     def table(self) -> str:
         """Give the comparison as text: scores, gains over scratch, cost, which arm to ship, and what the evidence cannot bear.

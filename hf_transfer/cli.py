@@ -184,7 +184,8 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
         else:
             print(f"\n{comparison.table()}\n\nEverything is in {comparison.folder}; open {comparison.folder / REPORT_FILE}", flush=True)
     if failed := comparison.failed:
-        tried = len(failed) + len(comparison.cells())
+        values = comparison.values
+        tried = len(failed) + sum(entry["num_seeds"] for entry in values["arms"] if entry["metric"] == values["primary_metric"])
         raise SharedTrainingError(
             f"{len(failed)} of {tried} trainings failed, the table is of the others: --resume tries them again, with other settings if you "
             "give them"

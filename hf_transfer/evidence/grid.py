@@ -42,7 +42,7 @@ def run_grid(
     settings: RunSettings,
     output_dir: Path,
     local_files_only: bool = False,
-) -> None:
+) -> dict[str, Any]:
     """Train every cell and write the run folder; nothing is written before the whole run is known to be possible.
 
     Args:
@@ -50,6 +50,9 @@ def run_grid(
         settings: Which cells, and how.
         output_dir: The run folder; must hold nothing yet, or an earlier run where that is to be resumed.
         local_files_only: Take Hub ids from the cache.
+
+    Returns:
+        What `comparison.json` holds, on every process: the folder may be on the main one's machine only.
 
     Raises:
         TransferError: A mistake in recipe, data, checkpoint or folder, or no cell that could be trained.
@@ -87,10 +90,10 @@ def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_fil
         failed = _train(study, left, settings, output_dir, local_files_only)
         if len(failed) == len(cells):
             raise TrainingError(f"no training of the run could be finished; the first: {failed[0]['error']}")
-        if accelerator.is_main_process:
-            _conclude(study, settings, output_dir, failed)
-        accelerator.wait_for_everyone()
-    accelerator.end_training()
+        comparison = on_main_process(accelerator, lambda: _conclude(study, settings, output_dir, failed))
+    # None leaves while another still waits for it.
+    accelerator.wait_for_everyone()
+    return comparison
 
 
 def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequence[PlannedCell], left: Sequence[PlannedCell]) -> None:
@@ -111,13 +114,14 @@ def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequenc
     say(study.accelerator, _describe(study, len(left), len(cells), output_dir, [*overlap_notes(hygiene), *mixture]))
 
 
-def _conclude(study: Study, settings: RunSettings, output_dir: Path, failed: Sequence[dict[str, Any]]) -> None:
-    """Write what the finished cells say together; `comparison.json` comes last and marks the run as finished."""
+def _conclude(study: Study, settings: RunSettings, output_dir: Path, failed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write what the finished cells say together, and give it; `comparison.json` comes last and marks the run as finished."""
     finished = read_cells(output_dir, settings.arms, settings.budgets, settings.seeds, study.metrics, study.labels)
     comparison = compare(finished, study.recipe.task.kind, study.metrics.names, study.labels, failed)
     examples = describe_chosen(study, output_dir, comparison["recommendation"], settings.seeds, settings.private_data)
     write_json(output_dir / EXAMPLES_FILE, examples)
     write_json(output_dir / COMPARISON_FILE, comparison)
+    return comparison
 
 
 def _train(

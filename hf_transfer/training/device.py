@@ -1,5 +1,6 @@
 """What the hardware does well: precision "auto", padded tokens of a micro-batch, peak memory."""
 
+import atexit
 import os
 import resource
 import sys
@@ -42,7 +43,14 @@ def make_accelerator(precision: str) -> Accelerator:
     joining = InitProcessGroupKwargs(timeout=wait_limit())
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[joining])
     check_processes(accelerator)
+    atexit.register(_leave_group)
     return accelerator
+
+
+def _leave_group() -> None:
+    """Leave the processes at the end, not with a run: one that left cannot join again, and a script may run several."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def resolve_precision(precision: str) -> str:

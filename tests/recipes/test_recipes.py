@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 import hf_transfer as ht
@@ -19,17 +20,16 @@ from tests.conftest import make_rows, write_csv
 FOLDER = Path(__file__).parents[2] / "recipes"
 ARMS = ["scratch", "head", "lora", "full"]
 RECIPES = {"newsgroups": [*ARMS, "top"], "sentiment": ARMS, "ner": ARMS, "text": ARMS, "vit": [*ARMS, "top"], "image": [*ARMS, "top"]}
-ON_TWO_PROCESSES = ("newsgroups", "ner", "vit")
 ZERO = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
 """A scan of the embedded digits."""
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 LAUNCH = ["accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def launched(recipe: str, num_processes: int, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a recipe under `accelerate launch`; two CPU processes take the form that really starts two."""
+def launched(script: Path, num_processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a script under `accelerate launch`; two CPU processes take the form that really starts two."""
     many = ["--multi_gpu", "--main_process_port", "0"] if num_processes > 1 else []  # 0: any free port
-    command = [sys.executable, "-m", *LAUNCH, *many, "--num_processes", str(num_processes), str(FOLDER / f"{recipe}.py")]
+    command = [sys.executable, "-m", *LAUNCH, *many, "--num_processes", str(num_processes), str(script)]
     return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=os.environ | ENVIRONMENT, timeout=300)
 
 
@@ -60,7 +60,8 @@ def datasets(
 def flags(tiny_bert: Path, tiny_vit: Path, datasets: dict[str, list[object]]) -> dict[str, list[object]]:
     # 33 training rows: the last update of an epoch holds one row, fewer than two processes, and one of them forwards a filler.
     # Dropout is off: its masks follow the micro-batches, which differ between one process and two. Sentences are read in windows.
-    shape = "--budgets 41 --batch-size 8 --epochs 2 --precision fp32 --set training.dropout=0"
+    # 5 updates an epoch, 20 in all.
+    shape = "--budgets 41 --batch-size 8 --epochs 4 --precision fp32 --set training.dropout=0"
     length: list[object] = ["--max-length", 32]
     own = {
         "newsgroups": [
@@ -92,9 +93,20 @@ def alone(
 ) -> tuple[str, Path, str]:
     """Run a recipe on one process -> its name, run folder and standard output."""
     folder = tmp_path_factory.mktemp("runs") / request.param
-    done = launched(request.param, 1, *flags[request.param], "--output-dir", folder)
+    done = launched(FOLDER / f"{request.param}.py", 1, *flags[request.param], "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     return request.param, folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def together(flags: dict[str, list[object]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run all recipes on two processes, one after the other in one launch -> the folder of the run folders, and standard output."""
+    folder = tmp_path_factory.mktemp("runs-of-two")
+    commands = [[recipe, [str(word) for word in [*flags[recipe], "--output-dir", folder / recipe]]] for recipe in RECIPES]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    done = launched(Path(__file__).parent / "run_several.py", 2, folder / "commands.json")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 def result_of(folder: Path, arm: str) -> dict[str, Any]:
@@ -109,30 +121,40 @@ def probabilities_of(folder: Path, arm: str) -> tuple[list[int], np.ndarray]:
     return table["row_id"], np.array(items)
 
 
-def test_all_arms_on_one_process_and_the_same_updates_on_two(
-    alone: tuple[str, Path, str], flags: dict[str, list[object]], tmp_path: Path
-) -> None:
+def weights_of(folder: Path, arm: str) -> dict[str, np.ndarray]:
+    """Give the weights of a cell's saved model; of LoRA its adapter and the head."""
+    (file,) = (folder / arm / "budget-41/seed-0/model").glob("*.safetensors")
+    return load_file(file)
+
+
+def test_all_arms_on_one_process(alone: tuple[str, Path, str]) -> None:
     recipe, folder, printed = alone
-    arms = RECIPES[recipe]
-    for arm in arms:
+    for arm in RECIPES[recipe]:
         assert f"\n  {arm} " in printed
     assert "Ship: " in printed
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*arms, "comparison.json", "examples.json", "hygiene.json", "recipe.yaml", "report.html"]
-    )
-    if recipe not in ON_TWO_PROCESSES:
-        return
-    done = launched(recipe, 2, *flags[recipe], "--output-dir", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Ship: ") == 1, "one process prints"
-    for arm in arms:
-        one, two = (result_of(run, arm) for run in (folder, tmp_path / "two"))
+    assert files_of(folder) == sorted([*RECIPES[recipe], "comparison.json", "examples.json", "hygiene.json", "recipe.yaml", "report.html"])
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_same_updates_weights_and_predictions_on_two_processes(alone: tuple[str, Path, str], together: tuple[Path, str]) -> None:
+    recipe, folder, _ = alone
+    of_two = together[0] / recipe
+    for arm in RECIPES[recipe]:
+        one, two = (result_of(run, arm) for run in (folder, of_two))
         assert [result["environment"]["num_processes"] for result in (one, two)] == [1, 2]
+        assert one["cost"]["updates"] == 20
         for key in ("updates", "rows_seen", "tokens_seen", "trainable_parameters"):
             assert one["cost"][key] == two["cost"][key]
         # Each run fills a cache of its own, the second by both processes.
         assert [result["cost"]["cache_seconds"] > 0 for result in (one, two)] == [arm in ("head", "top")] * 2
-        (ids, expected), (ids_of_two, found) = (probabilities_of(run, arm) for run in (folder, tmp_path / "two"))
+        expected_weights, weights = (weights_of(run, arm) for run in (folder, of_two))
+        assert expected_weights.keys() == weights.keys()
+        for name, expected in expected_weights.items():
+            assert np.abs(weights[name] - expected).max() < 1e-5, name
+        (ids, expected), (ids_of_two, found) = (probabilities_of(run, arm) for run in (folder, of_two))
         assert ids == ids_of_two == list(range(31)), "31 test rows on 2 processes"
         assert np.abs(found - expected).max() < 1e-5
         losses = [[entry["train_loss"] for entry in result["history"]] for result in (one, two)]
@@ -140,9 +162,17 @@ def test_all_arms_on_one_process_and_the_same_updates_on_two(
         assert one["metrics"]["test"] == pytest.approx(two["metrics"]["test"], abs=1e-5)
 
 
+def test_of_two_processes_one_writes_and_prints(alone: tuple[str, Path, str], together: tuple[Path, str]) -> None:
+    folder, printed = together
+    assert printed.count("Ship: ") == len(RECIPES)
+    # The second was given folders of its own.
+    assert files_of(folder) == sorted(["commands.json", *RECIPES])
+    assert files_of(folder / alone[0]) == files_of(alone[1])
+
+
 def test_a_mistake_on_two_processes_is_said_once_and_by_all(flags: dict[str, list[object]], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: other")
-    done = launched("newsgroups", 2, *flags["newsgroups"], "--output-dir", tmp_path)
+    done = launched(FOLDER / "newsgroups.py", 2, *flags["newsgroups"], "--output-dir", tmp_path)
     assert done.returncode != 0
     assert done.stderr.count("error: output folder") == 1
     # Accelerate's launcher adds a traceback of its own; none of ours, and none of a process whose peer went away.
