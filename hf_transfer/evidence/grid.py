@@ -59,10 +59,10 @@ def run_grid(
         Interrupted: The run was asked to end.
     """
     with Stopping(settings.max_minutes) as stopping:
-        _run_grid(recipe, settings, output_dir, local_files_only, stopping)
+        return _run_grid(recipe, settings, output_dir, local_files_only, stopping)
 
 
-def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_files_only: bool, stopping: Stopping) -> None:
+def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_files_only: bool, stopping: Stopping) -> dict[str, Any]:
     accelerator = make_accelerator(recipe.training.precision)
     check_parallel(settings.parallel, accelerator)
     earlier = on_main_process(accelerator, lambda: read_earlier(output_dir)) if settings.resume else None
