@@ -11,8 +11,8 @@ WORD_JOINER = "\u2060"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&])")
 LINKS = re.compile(r"(@|://|\bwww\.)", re.IGNORECASE)
-# One slash where a URL was taken for a path.
-USER = re.compile(r"(\w\w:/{1,2})\S*@")
+# One slash where a URL was taken for a path. A user without a password may be a token; the placeholder of our own sentences is none.
+USER = re.compile(r"(\w\w:/{1,2})(?!/?USER:PASSWORD@)([^\s:@/]*:)?\S*@")
 QUERY = re.compile(r"(\w\w:/{1,2}[^\s?'\"]*\?)[^\s'\"]+")
 
 
@@ -27,8 +27,8 @@ def visible_line(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Give a text whose URLs have lost what may be a secret: user and password, and the query."""
-    return QUERY.sub(r"\1***", USER.sub(r"\1***@", text))
+    """Give a text whose URLs have lost what may be a secret: the password (or a user that may be a token) and the query."""
+    return QUERY.sub(r"\1***", USER.sub(r"\1\2***@", text))
 
 
 def markdown_text(text: str) -> str:

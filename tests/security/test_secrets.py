@@ -152,9 +152,11 @@ def test_a_crash_and_workers_tell_no_secret(tiny_bert: Path, topics_folder: Path
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("no file https://me:pw@host/x.csv", "no file https://***@host/x.csv"),
+        ("no file https://me:pw@host/x.csv", "no file https://me:***@host/x.csv"),
         ("at https://host/x?token=a&b=c gone", "at https://host/x?*** gone"),
-        ("postgresql://u:p@ss/w@host:5/db?password=x", "postgresql://***@host:5/db?***"),
+        ("postgresql://u:p@ss/w@host:5/db?password=x", "postgresql://u:***@host:5/db?***"),
+        ("git clone https://token@host/x", "git clone https://***@host/x"),
+        ("as postgresql://USER:PASSWORD@HOST/NAME", "as postgresql://USER:PASSWORD@HOST/NAME"),
         ("mail me@host, or see https://host/x", "mail me@host, or see https://host/x"),
         ("did you mean 'x'? is it a/b?", "did you mean 'x'? is it a/b?"),
     ],

@@ -110,7 +110,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_left(
     printed = capsys.readouterr()
     assert (
         printed.err.count(
-            "note: lora/budget-all/seed-0 is not tracked any more, wandb failed: ConnectionError: https://***@server is gone\n"
+            "note: lora/budget-all/seed-0 is not tracked any more, wandb failed: ConnectionError: https://me:***@server is gone\n"
         )
         == 1
     )
