@@ -13,6 +13,7 @@ from torch import nn
 from hf_transfer.data.ahead import make_ahead
 from hf_transfer.data.batches import cut, deal
 from hf_transfer.models.cpu_kernels import cpu_kernels
+from hf_transfer.models.sharding import is_sharded, reshard
 from hf_transfer.tasks.items import Layout, Window
 
 Collate = Callable[[Sequence[Window]], dict[str, torch.Tensor]]
@@ -28,6 +29,7 @@ def run_windows(
     device: torch.device,
     autocast: AbstractContextManager[Any],
     num_workers: int = 0,
+    fillers: Sequence[Window] | None = None,
 ) -> Generator[tuple[np.ndarray, Made]]:
     """Run windows through a function without gradients, in micro-batches of like lengths, the longest first.
 
@@ -41,18 +43,27 @@ def run_windows(
         device: Of the model.
         autocast: Precision.
         num_workers: Processes that read the input ahead.
+        fillers: Windows that are run behind them one by one, of which nothing is given: of a sharded model, which all processes run
+            equally often; None = of a model that is not.
 
     Yields:
         Positions of the micro-batch's windows, and what came out.
     """
     pieces = cut(np.array([window.cost for window in windows], dtype=np.int64), max_tokens)
 
-    def read(index: int) -> dict[str, torch.Tensor]:
-        return collate([windows[position] for position in pieces[index]])
+    more = fillers or []
 
-    with torch.inference_mode(), autocast, cpu_kernels(device), closing(make_ahead(read, len(pieces), num_workers)) as made:
-        for positions, arguments in zip(pieces, made, strict=True):
-            yield positions, run({name: send(tensor, device) for name, tensor in arguments.items()})
+    def read(index: int) -> dict[str, torch.Tensor]:
+        return collate([windows[position] for position in pieces[index]] if index < len(pieces) else [more[index - len(pieces)]])
+
+    # What a sharded model gathers into is used by the next training, too, and so must not be made under inference mode.
+    without_gradients = torch.inference_mode() if fillers is None else torch.no_grad()
+    ahead = make_ahead(read, len(pieces) + len(more), num_workers)
+    with without_gradients, autocast, cpu_kernels(device), closing(ahead) as made:
+        for index, arguments in enumerate(made):
+            output = run({name: send(tensor, device) for name, tensor in arguments.items()})
+            if index < len(pieces):
+                yield pieces[index], output
 
 
 def predict_logits(
@@ -84,21 +95,27 @@ def predict_logits(
     """
     lengths = layout.lengths
     num_processes, process = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
-    share = deal(lengths, num_processes)[process]
+    shares = deal(lengths, num_processes)
+    share = shares[process]
     device = accelerator.device if accelerator else next(model.parameters()).device
     if autocast is None:
         autocast = accelerator.autocast() if accelerator else nullcontext()
     windows = [layout.windows[position] for position in share]
+    fillers = None
+    if is_sharded(model):
+        counts = [len(cut(lengths[dealt], max_tokens)) for dealt in shares]
+        fillers = [layout.windows[int(lengths.argmin())]] * (max(counts) - counts[process])
     model.eval()
     items: list[np.ndarray] = []
     outputs: list[torch.Tensor] = []
-    ran = run_windows(lambda arguments: model(**arguments).logits, windows, collate, max_tokens, device, autocast, num_workers)
+    ran = run_windows(lambda arguments: model(**arguments).logits, windows, collate, max_tokens, device, autocast, num_workers, fillers)
     with closing(ran):
         for positions, output in ran:
             outputs.append(item_logits(output, [windows[position] for position in positions]).float())
             items.append(np.concatenate([layout.items[share[position]] for position in positions]))
             if advance is not None:
                 advance(len(positions) / len(share))
+    reshard(model)
     # Fetched at the end: a GPU would wait for each micro-batch to arrive here before it begins the next.
     parts = [(np.concatenate(items), torch.cat(outputs).cpu().numpy())] if outputs else []
     if num_processes > 1:

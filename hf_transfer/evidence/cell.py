@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -23,6 +24,7 @@ from hf_transfer.evidence.study import Rows, Study
 from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, STATE_FOLDER, make_folder, remove_folder, write_json
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
+from hf_transfer.models.sharding import whole_weights
 from hf_transfer.models.tuning import freeze_unused
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
@@ -30,6 +32,8 @@ from hf_transfer.training.device import peak_memory_bytes, reset_loss_scale, res
 from hf_transfer.training.loop import Training
 from hf_transfer.training.state import Saving, resumed_from
 from hf_transfer.training.tracking import Log, named, tracked
+
+Weights = dict[str, torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,10 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
     saving = Saving(folder / STATE_FOLDER, origin_of_cell(study, arm), settings.save_every, settings.save_minutes)
 
     def keep(model: nn.Module) -> None:
+        weights = whole_weights(model)
         if accelerator.is_main_process:
             make_folder(folder)
-            _save_model(study, model, chain, folder)
+            _save_model(study, model, weights, chain, folder)
 
     with tracking as log:
         # A tracker that takes its time to begin is no cost of the training.
@@ -177,8 +182,9 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         },
         "environment": describe_environment(accelerator),
     }
+    weights = whole_weights(found.model)
     if accelerator.is_main_process:
-        _write_cell(study, found.model, predicted, result, folder)
+        _write_cell(study, found.model, weights, predicted, result, folder)
     accelerator.wait_for_everyone()
     return result
 
@@ -239,9 +245,9 @@ def _describe_step(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: 
     }
 
 
-def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
+def _write_cell(study: Study, model: nn.Module, weights: Weights, predicted: Predictions, result: dict[str, Any], folder: Path) -> None:
     make_folder(folder)
-    _save_model(study, model, result["chain"], folder)
+    _save_model(study, model, weights, result["chain"], folder)
     write_predictions(
         folder / PREDICTIONS_FILE, study.test.examples.row_ids, predicted, study.test.examples.clusters, as_lists=study.task.MANY_ITEMS
     )
@@ -250,7 +256,7 @@ def _write_cell(study: Study, model: nn.Module, predicted: Predictions, result: 
         remove_folder(folder / STATE_FOLDER)
 
 
-def _save_model(study: Study, model: nn.Module, chain: list[dict[str, Any]], folder: Path) -> None:
+def _save_model(study: Study, model: nn.Module, weights: Weights, chain: list[dict[str, Any]], folder: Path) -> None:
     checkpoint = study.architecture.checkpoint
     sidecar = Sidecar(
         task=study.recipe.to_dict()["task"],
@@ -262,4 +268,4 @@ def _save_model(study: Study, model: nn.Module, chain: list[dict[str, Any]], fol
         chain=chain,
     )
     plain = study.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    save_model(plain, checkpoint.processor, sidecar, folder / MODEL_FOLDER)
+    save_model(plain, checkpoint.processor, sidecar, folder / MODEL_FOLDER, weights)

@@ -76,8 +76,16 @@ class SavedModel:
         return task_from_dict(self.sidecar.task)
 
 
-def save_model(model: nn.Module, processor: Any, sidecar: Sidecar, folder: Path) -> None:
-    """Save a model (an adapter with its head, where it is a `PeftModel`), its processor and its sidecar; whole or not at all."""
+def save_model(model: nn.Module, processor: Any, sidecar: Sidecar, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a model (an adapter with its head, where it is a `PeftModel`), its processor and its sidecar; whole or not at all.
+
+    Args:
+        model: On one process.
+        processor: Tokenizer, or image processor.
+        sidecar: What neither keeps.
+        folder: To be written.
+        weights: The state dict of a sharded model, from `whole_weights`; None = the model holds its own.
+    """
     from peft import PeftModel
 
     with atomic_folder(folder) as temporary:
@@ -86,11 +94,11 @@ def save_model(model: nn.Module, processor: Any, sidecar: Sidecar, folder: Path)
             for adapter in model.peft_config.values():
                 adapter.base_model_name_or_path = sidecar.base_checkpoint
                 adapter.revision = sidecar.base_revision
-            model.save_pretrained(temporary, save_embedding_layers=False)
+            model.save_pretrained(temporary, save_embedding_layers=False, state_dict=weights)
             (temporary / CARD_FILE).unlink(missing_ok=True)
         else:
             with quiet_loading():
-                model.save_pretrained(temporary)
+                model.save_pretrained(temporary, state_dict=weights)
         processor.save_pretrained(temporary)
         write_json(temporary / SIDECAR_FILE, asdict(sidecar))
 

@@ -14,6 +14,7 @@ from torch import nn
 from hf_transfer.errors import SharedTrainingError, TrainingError
 from hf_transfer.evaluation.prediction import send
 from hf_transfer.models.cpu_kernels import cpu_kernels
+from hf_transfer.models.sharding import is_sharded
 from hf_transfer.tasks.items import item_losses
 from hf_transfer.training.batches import Batches, Read
 from hf_transfer.training.plan import UpdatePlan
@@ -87,7 +88,9 @@ def _losses_of(
     arguments = {name: send(tensor, accelerator.device) for name, tensor in read.arguments.items()}
     labels = send(read.labels, accelerator.device)
     with nullcontext() if plain_kernels else cpu_kernels(accelerator.device, seed):
-        logits = batches.item_logits(model(**arguments).logits, windows)
+        with accelerator.autocast() if is_sharded(model) else nullcontext():
+            output = model(**arguments).logits
+        logits = batches.item_logits(output, windows)
     losses = item_losses(logits, labels, batches.label_smoothing, batches.focal_gamma)
     if read.partners is None or read.shares is None:
         return losses

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from hf_transfer.data.images import num_cores
 from hf_transfer.errors import ConfigError, did_you_mean, listed
 from hf_transfer.models.cpu_kernels import bound_kernel_cache
+from hf_transfer.models.sharding import check_sharding
 from hf_transfer.training.launch import check_launch, check_processes, wait_limit
 
 CPU_MICRO_BATCH_TOKENS = 1024
@@ -30,7 +31,8 @@ def make_accelerator(precision: str) -> Accelerator:
     """Make the Accelerator of a run, which says the device, the processes and the precision.
 
     Raises:
-        ConfigError: The device cannot do the precision, or the launcher started other processes than a run can use.
+        ConfigError: The device cannot do the precision, the launcher started other processes than a run can use, or it asked for a sharding
+            that is not supported.
     """
     check_launch()
     on_cpu = not torch.accelerator.is_available()
@@ -44,6 +46,7 @@ def make_accelerator(precision: str) -> Accelerator:
     joining = InitProcessGroupKwargs(timeout=wait_limit())
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu, kwargs_handlers=[joining])
     check_processes(accelerator)
+    check_sharding(accelerator)
     atexit.register(_leave_group)
     return accelerator
 

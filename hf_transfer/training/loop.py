@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_transfer.errors import DiskError, DivergedError, SharedTrainingError, listed
 from hf_transfer.models.cpu_kernels import make_dense, sparse_gradients
+from hf_transfer.models.sharding import local, prepare
 from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
 from hf_transfer.training.accumulation import accumulate, halve_micro_batches, rows_without_loss
 from hf_transfer.training.batches import Batches, UpdateReader
@@ -112,7 +113,7 @@ def train(
     """
     stopping = Stopping() if stopping is None else stopping
     unwrapped, own_optimizer = model, optimizer
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, optimizer = prepare(model, optimizer, accelerator)
     trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
     sparse = sparse_gradients(unwrapped) if accelerator.device.type == "cpu" and accelerator.num_processes == 1 else []
     moved = trainable | batch_norm_statistics(unwrapped)
@@ -209,7 +210,7 @@ class _Mean:
 
 
 class _BestState:
-    """All that a training moves, as it was at the lowest validation loss, the later of equals."""
+    """All that a training moves, as it was at the lowest validation loss, the later of equals; of what is sharded, this process's shard."""
 
     def __init__(self, moved: Mapping[str, torch.Tensor]) -> None:
         self.epoch = 0
@@ -221,13 +222,13 @@ class _BestState:
         """Keep the present state if no earlier loss was lower."""
         if loss <= self.loss:
             self.loss, self.epoch = loss, epoch
-            self.state = {name: tensor.detach().cpu().clone() for name, tensor in self._moved.items()}
+            self.state = {name: local(tensor).cpu().clone() for name, tensor in self._moved.items()}
 
     def restore(self) -> None:
         """Put the kept state back."""
         with torch.no_grad():
             for name, value in self.state.items():
-                self._moved[name].copy_(value)
+                local(self._moved[name]).copy_(value)
 
     @contextmanager
     def restored_on_divergence(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from hf_transfer.models.sharding import local, shard_of
 from hf_transfer.models.tuning import trainable_batch_norms
 
 
@@ -32,7 +33,7 @@ class Unfreezing:
         begins = {depth: min(num_updates - 1, math.ceil(place * every)) for place, depth in enumerate(steps)}
         self.begins = {name: begins[depths[name]] for name in trainable}
         """Parameter -> the update, from 0, with which it begins."""
-        self._trainable = trainable
+        self._model = model
         self._norms = [
             (module, max(self.begins[f"{name}.{key}"] for key, parameter in module.named_parameters() if parameter.requires_grad))
             for name, module in trainable_batch_norms(model).items()
@@ -45,8 +46,8 @@ class Unfreezing:
 
     def hold_back(self, update: int) -> None:
         """Take away the gradients of what has not begun at an update."""
-        for name, parameter in self._trainable.items():
-            if update < self.begins[name]:
+        for name, parameter in self._model.named_parameters():
+            if update < self.begins.get(name, 0):
                 parameter.grad = None
 
 
@@ -66,15 +67,19 @@ class StartingPoint:
             strength: Decay towards the start, times the learning rate an update.
         """
         pulled = {id(parameter) for parameter in parameters}
-        self._strength = strength
-        self._groups = [
-            (group["rate_share"], members, [parameter.detach().clone() for parameter in members])
+        self._strength, self._optimizer = strength, optimizer
+        self._starts = [
+            {place: parameter.detach().clone() for place, parameter in enumerate(group["params"]) if id(parameter) in pulled}
             for group in optimizer.param_groups
-            if (members := [parameter for parameter in group["params"] if id(parameter) in pulled])
         ]
+        """Of each group, where a parameter stands in it -> its start. Sharding puts other parameters there."""
 
     def pull(self, learning_rate: float) -> None:
         """Move every parameter towards its start, after an optimizer step at a learning rate."""
         with torch.no_grad():
-            for share, parameters, starts in self._groups:
-                torch._foreach_lerp_(parameters, starts, min(1.0, learning_rate * share * self._strength))
+            for group, starts in zip(self._optimizer.param_groups, self._starts, strict=True):
+                parameters = [group["params"][place] for place in starts]
+                targets = [shard_of(start, parameter) for start, parameter in zip(starts.values(), parameters, strict=True)]
+                weight = min(1.0, learning_rate * group["rate_share"] * self._strength)
+                if parameters:
+                    torch._foreach_lerp_([local(parameter) for parameter in parameters], targets, weight)

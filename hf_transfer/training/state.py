@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from hf_transfer.errors import RunFolderError
 from hf_transfer.files import make_folder, move_into_place, read_json, sha256_of_files, temporary_file, write_json
+from hf_transfer.models.sharding import gather, local, shard, shard_of
 from hf_transfer.training.processes import on_main_process
 
 Tensors = Mapping[str, torch.Tensor]
@@ -171,7 +172,7 @@ def resumed_from(folder: Path) -> list[int]:
 
 
 def gather_state(values: dict[str, Any], trained: Tensors, best: Tensors, optimizer: torch.optim.Optimizer) -> State:
-    """Gather what a state holds.
+    """Gather what a state holds, by all processes together; what is sharded is whole on the main process only.
 
     Args:
         values: Plain values.
@@ -180,10 +181,10 @@ def gather_state(values: dict[str, Any], trained: Tensors, best: Tensors, optimi
         optimizer: Over the parameters of `trained`.
     """
     names = {id(tensor): name for name, tensor in trained.items()}
-    tensors = {f"trained/{name}": tensor.detach() for name, tensor in trained.items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors = {f"trained/{name}": gather(local(tensor), tensor) for name, tensor in trained.items()}
+    tensors |= {f"best/{name}": gather(tensor, trained[name]) for name, tensor in best.items()}
     for parameter, held in optimizer.state.items():
-        tensors |= {f"{key}/{names[id(parameter)]}": tensor for key, tensor in held.items() if tensor is not None}
+        tensors |= {f"{key}/{names[id(parameter)]}": gather(local(tensor), tensor) for key, tensor in held.items() if tensor is not None}
     return State(values, tensors)
 
 
@@ -196,7 +197,7 @@ def restore_state(state: State, trained: Tensors, optimizer: torch.optim.Optimiz
         optimizer: Over its parameters; its state is replaced.
 
     Returns:
-        The best state, by name, on the CPU.
+        The best state, by name, on the CPU; of what is sharded, this process's shard.
 
     Raises:
         RunFolderError: The state is of another model.
@@ -214,9 +215,11 @@ def restore_state(state: State, trained: Tensors, optimizer: torch.optim.Optimiz
         )
     with torch.no_grad():
         for name, tensor in found.items():
-            trained[name].copy_(tensor)
+            local(trained[name]).copy_(shard_of(tensor, trained[name]))
     optimizer.state.clear()
     for key, tensors in held.items():
         for name, tensor in tensors.items():
-            optimizer.state[trained[name]][key] = tensor.to(trained[name].device)
-    return best
+            # The number of steps is no tensor of the parameter's shape.
+            like = trained[name] if tensor.shape == trained[name].shape else local(trained[name])
+            optimizer.state[trained[name]][key] = shard(tensor, like)
+    return {name: shard_of(tensor, trained[name]).cpu() for name, tensor in best.items()}
