@@ -19,6 +19,7 @@ from hf_transfer.evaluation.prediction import Collate
 from hf_transfer.evidence.arms import augments, build_arm, check_arm, check_batch_norm, describe_augmentation, estimate_arm
 from hf_transfer.models.build import Architecture, build_model, inspect, same_labels
 from hf_transfer.models.saved import open_base
+from hf_transfer.models.sharding import check_shardable
 from hf_transfer.models.tuning import trainable_batch_norms
 from hf_transfer.recipe import Recipe
 from hf_transfer.run_settings import Budget
@@ -139,6 +140,8 @@ def prepare_study(
     architecture = inspect(checkpoint, task.AUTO_MODEL, labels, recipe.training.dropout, task.READS_TEXTS_WHOLE)
     checked = {name: check_arm(architecture, recipe.arms[name], recipe.training, task.PEFT_TASK_TYPE) for name in arms}
     normed = [name for name, model in checked.items() if trainable_batch_norms(model)]
+    for model in checked.values():
+        check_shardable(model, accelerator)
     check_reading(architecture, recipe.task)
     collate = functools.partial(task.collate, processor=checkpoint.processor)
     max_tokens = recipe.training.micro_batch_tokens or _fitting_tokens(recipe, arms, architecture, collate, accelerator)

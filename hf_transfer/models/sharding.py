@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_transfer.errors import CheckpointError, ConfigError
@@ -46,20 +45,36 @@ def check_sharding(accelerator: Accelerator) -> None:
     plugin.mixed_precision_policy = None
 
 
+def check_shardable(model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse a model that this run would shard and cannot.
+
+    Args:
+        model: Built for training, what trains marked; it may be without its memory.
+        accelerator: Says whether it would.
+
+    Raises:
+        CheckpointError: Batch norms train, or modules share a parameter.
+    """
+    if not accelerator.is_fsdp2:
+        return
+    if trainable_batch_norms(model):
+        raise CheckpointError("an arm that trains batch norms cannot be sharded: take arm head or lora, or launch without --use_fsdp")
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (other := names.setdefault(id(parameter), name)) != name:
+            raise CheckpointError(f"this architecture cannot be sharded, {other} and {name} are one parameter: launch without --use_fsdp")
+
+
 def prepare(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
     """Let Accelerate prepare a model and its optimizer; where it shards, each block of the model's stack is gathered by itself.
 
     The blocks are found in the model, and not by the class names of the configuration: the default (`_no_split_modules`) holds the
     embeddings of BERT, RoBERTa, ModernBERT and ViT, which Accelerate 1.15 shards once more and fails.
-
-    Raises:
-        CheckpointError: The model cannot be sharded: batch norms train, or modules share a parameter.
     """
     if accelerator.is_fsdp2:
-        _check_model(model)
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-        plugin = AcceleratorState().fsdp_plugin
+        plugin = accelerator.state.fsdp_plugin
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = _block_classes(model)
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
@@ -72,15 +87,6 @@ def _block_classes(model: nn.Module) -> list[str]:
     except CheckpointError:
         # Without a stack the model is gathered as a whole.
         return []
-
-
-def _check_model(model: nn.Module) -> None:
-    if trainable_batch_norms(model):
-        raise CheckpointError("an arm that trains batch norms cannot be sharded: launch without --use_fsdp, or take arm head or lora")
-    names: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if (other := names.setdefault(id(parameter), name)) != name:
-            raise CheckpointError(f"this architecture cannot be sharded, {other} and {name} are one parameter: launch without --use_fsdp")
 
 
 def is_sharded(model: nn.Module) -> bool:

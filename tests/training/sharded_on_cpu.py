@@ -27,7 +27,7 @@ def shard_on_cpu() -> None:
             state.fsdp_plugin = fsdp_plugin
             state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
-    AcceleratorState.__init__ = promoted  # type: ignore[method-assign]
+    AcceleratorState.__init__ = promoted
 
 
 if __name__ == "__main__":
