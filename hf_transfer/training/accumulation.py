@@ -63,10 +63,11 @@ def accumulate(
 
     last: list[torch.Tensor] = []
     # The longest rows come first. The last micro-batch waits for the other processes, so all must know of each other before it: before
-    # its forward, where buffers are shared, and before its backward, where gradients are.
+    # its forward, where buffers are shared, and before its backward, where gradients are. What is sharded is gathered by all in each.
+    can_step_back = not is_sharded(model)
     fits = (
-        _fits(unsynchronised, accelerator, agree=len(micro_batches) > 1)
-        and _fits(lambda: last.append(forward(micro_batches[-1])), accelerator)
+        _fits(unsynchronised, accelerator, agree=can_step_back and len(micro_batches) > 1)
+        and _fits(lambda: last.append(forward(micro_batches[-1])), accelerator, agree=can_step_back)
         and _fits(lambda: accelerator.backward(last.pop()), accelerator, agree=False)
     )
     return float(accelerator.reduce(total, reduction="mean")) if fits else None
@@ -136,7 +137,7 @@ def _fits(do: Callable[[], object], accelerator: Accelerator, agree: bool = True
             raise
         if accelerator.num_processes > 1 and not agree:
             raise TrainingError(
-                "memory does not suffice in the backward that several processes share, where none can step back: set "
+                "memory does not suffice in what several processes compute together, where none can step back: set "
                 "training.micro_batch_tokens to half of what recipe.yaml says"
             ) from error
         fit = False

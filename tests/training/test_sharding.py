@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,16 +26,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import hf_transfer as ht
-from hf_transfer.errors import CheckpointError, ConfigError, Interrupted
+from hf_transfer.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from hf_transfer.evaluation.prediction import predict_logits
 from hf_transfer.models.sharding import check_shardable, check_sharding, is_sharded, local, prepare
 from hf_transfer.models.tuning import find_blocks
 from hf_transfer.tasks.items import TextWindow, lay_out
-from hf_transfer.training import loop
+from hf_transfer.training import accumulation, loop
 from hf_transfer.training.device import make_accelerator
 from hf_transfer.training.optimization import build_optimizer
 from tests.conftest import make_rows, save_tiny_bert, write_csv
-from tests.training.test_accumulation import collate
+from tests.training.test_accumulation import CUDA, collate
 
 ARMS = ["scratch", "head", "lora", "full", "top"]
 STOPPED_AT = 7
@@ -313,3 +314,17 @@ def test_a_model_that_cannot_be_sharded_is_refused(build: Callable[[], nn.Module
     with pytest.raises(CheckpointError, match=sentence):
         check_shardable(build(), sharding())
     check_shardable(build(), sharding(is_fsdp2=False))
+
+
+def test_out_of_memory_ends_a_sharded_run_instead_of_leaving_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError(CUDA)
+
+    monkeypatch.setattr(accumulation, "_losses_of", fail)
+    model: Any = SimpleNamespace(set_requires_gradient_sync=None)
+    # It has no `reduce`, in which a process asks the others.
+    settings = {"num_processes": 2, "device": torch.device("cpu"), "no_sync": lambda model: nullcontext(), "backward": None}
+    accelerator: Any = SimpleNamespace(**settings)
+    for micro_batches in ([None], [None, None]):
+        with pytest.raises(TrainingError, match="set training.micro_batch_tokens to half"):
+            accumulation.accumulate(model, micro_batches, mock.MagicMock(weight_of=lambda _: 1.0), 0, None, accelerator)  # type: ignore[arg-type]
