@@ -22,6 +22,7 @@ from hf_transfer.files import (
     RESULT_FILE,
     cache_limit_bytes,
     cell_folder,
+    expanded,
     model_folder_of,
     read_json,
     write_text,
@@ -76,7 +77,7 @@ def run(
         Interrupted: Ctrl-C, SIGTERM or `max_minutes` ended the run (a KeyboardInterrupt); the training it was in ends behind its update,
             its state saved, and `resume` goes on from there. A second Ctrl-C ends it at once.
     """
-    folder = Path("runs") / recipe.name if output_dir is None else Path(output_dir).expanduser()
+    folder = Path("runs") / recipe.name if output_dir is None else expanded(output_dir)
     asked = {"arms": arms, "budgets": budgets, "seeds": seeds, "max_test_rows": max_test_rows, "search": search}
     if resume is True:
         recorded = recorded_settings(folder)
@@ -156,7 +157,7 @@ def load(name: str | Path, base: str | None = None) -> "Model":
         CheckpointError: There is no such model, or its base is nowhere.
     """
     check_no_name_clash()
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     from hf_transfer.models.saved import load_saved
 
     return Model(load_saved(str(model_folder_of(folder) if folder.is_dir() else name), base))
@@ -171,7 +172,7 @@ class Comparison:
     """
 
     def __init__(self, folder: str | Path, values: dict[str, Any] | None = None) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         if values is None:
             if not (self.folder / COMPARISON_FILE).is_file():
                 raise RunFolderError(f"{self.folder} holds no {COMPARISON_FILE}: expected the folder of a finished run")
@@ -303,7 +304,7 @@ class Model:
 
         task, resolved = self.saved.task, resolve_precision(precision)
         predict = functools.partial(self.predict, precision=resolved)
-        paths = (Path(source).expanduser(), Path(target).expanduser())
+        paths = (expanded(source), expanded(target))
         return predict_table(predict, functions_of(task), task, self.labels, *paths, columns)
 
 

@@ -15,7 +15,7 @@ import hf_transfer
 from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
 from hf_transfer.errors import ConfigError, SharedTrainingError, TransferError, check_no_name_clash, did_you_mean, listed
-from hf_transfer.files import REPORT_FILE, write_text
+from hf_transfer.files import REPORT_FILE, expanded, write_text
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
 from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names
@@ -81,7 +81,7 @@ def _tune_verb(parser: Parser, arguments: Sequence[str]) -> None:
     add_run_flags(parser, None)
     parser.add_argument("--output", metavar="FILE.yaml", default="tuned.yaml", help="file to write, for --config; default tuned.yaml")
     flags = parser.parse(arguments)
-    target = Path(flags.output).expanduser()
+    target = expanded(flags.output)
     _check_new_file(target)
     recipe, chosen = named_recipe(flags)
     found = api.tune(recipe, **_cells(chosen))
@@ -100,7 +100,7 @@ def _predict_verb(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("--precision", metavar="P", default="auto", help="auto (the default), bf16, fp16 or fp32")
     flags = parser.parse(arguments)
     columns = column_pairs(flags.columns)
-    source, target = Path(flags.input).expanduser(), Path(flags.output).expanduser()
+    source, target = expanded(flags.input), expanded(flags.output)
 
     from hf_transfer.data.tables import check_tables
 
@@ -123,8 +123,8 @@ def _report_verb(parser: Parser, arguments: Sequence[str]) -> None:
         "--output", metavar="FILE", help=f"file to write, which must not exist; default RUN/{REPORT_FILE} for html, else shown"
     )
     flags = parser.parse(arguments)
-    run = Path(flags.run).expanduser()
-    target = Path(flags.output).expanduser() if flags.output else None
+    run = expanded(flags.run)
+    target = expanded(flags.output) if flags.output else None
     if target is not None:
         _check_new_file(target)
     text = api.Comparison(run).report(flags.format)

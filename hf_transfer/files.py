@@ -60,7 +60,12 @@ CACHE_GIB = 20.0
 def cache_folder() -> Path:
     """Give the folder of what may be computed again: `HF_TRANSFER_CACHE`, or `hf_transfer` where the system keeps caches."""
     given = os.environ.get("HF_TRANSFER_CACHE")
-    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hf_transfer").expanduser()
+    return expanded(given or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hf_transfer")
+
+
+def expanded(path: str | Path) -> Path:
+    """Give a path with `~` as a user's home; of a user there is not, as it is (where pathlib would raise)."""
+    return Path(os.path.expanduser(path))
 
 
 def arrays_folder() -> Path:

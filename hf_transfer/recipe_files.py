@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from hf_transfer.errors import ConfigError, TransferError, did_you_mean, first_line, listed
+from hf_transfer.files import expanded
 from hf_transfer.recipe import Recipe, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -68,7 +69,7 @@ def new_recipe(file: str | Path, source: str | Path) -> Path:
     Raises:
         ConfigError: The file is there, cannot be written or makes no name, or there is no such recipe.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if path.suffix != ".py" or not NAME.fullmatch(path.stem):
         raise ConfigError(f"a recipe file is called NAME.py, of letters, digits, . _ and -, found '{path.name}'")
     recipe = load_recipe(source)

@@ -21,7 +21,17 @@ from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, STATE_FOLDER, make_folder, remove_folder, write_json
+from hf_transfer.files import (
+    LOGS_FOLDER,
+    MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    STATE_FOLDER,
+    expanded,
+    make_folder,
+    remove_folder,
+    write_json,
+)
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.sharding import whole_weights
@@ -235,7 +245,7 @@ def _describe_step(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: 
         "checkpoint_sha256": checkpoint.sha256 if is_pretrained else None,
         "architecture": study.architecture.config.model_type,
         "task": recipe.task.kind,
-        "dataset": Path(source).expanduser().resolve().name if is_path else source,
+        "dataset": expanded(source).resolve().name if is_path else source,
         "num_labels": len(study.labels),
         "arm": arm_name,
         "tuning": arm.tuning,

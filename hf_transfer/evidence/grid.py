@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 
 from hf_transfer.errors import RunFolderError, TrainingError
@@ -29,7 +28,7 @@ from hf_transfer.files import (
     write_json,
     write_text,
 )
-from hf_transfer.recipe import Recipe
+from hf_transfer.recipe import Recipe, to_yaml
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator
 from hf_transfer.training.processes import any_process, on_main_process, say
@@ -98,10 +97,7 @@ def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_fil
 
 def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequence[PlannedCell], left: Sequence[PlannedCell]) -> None:
     """Write what is known before any training, and say it."""
-    write_text(
-        output_dir / RECIPE_FILE,
-        yaml.safe_dump(study.recipe.to_dict() | {"run": settings.recorded()}, sort_keys=False, allow_unicode=True),
-    )
+    write_text(output_dir / RECIPE_FILE, to_yaml(study.recipe.to_dict() | {"run": settings.recorded()}))
     if settings.private_data:
         hide_data(output_dir)
     if left:

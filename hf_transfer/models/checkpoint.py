@@ -24,6 +24,7 @@ from hf_transfer.files import (
     MODEL_FOLDER,
     SIDECAR_FILE,
     disk_fault,
+    expanded,
     model_folder_of,
     read_json,
     run_folder_of,
@@ -165,7 +166,7 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: 
     """
     if name.startswith(EMBEDDED):
         return _embedded_folder(name.removeprefix(EMBEDDED))
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return model_folder_of(path)
     if path.is_file():
