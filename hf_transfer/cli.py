@@ -175,6 +175,8 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
     try:
         comparison = api.run(recipe, output_dir=flags.output_dir, **chosen)
     except KeyboardInterrupt as error:
+        if _failed_before(error):
+            raise
         if os.environ.get("RANK", "0") == "0":
             print(f"{str(error) or 'interrupted'}; --resume goes on from what was finished and saved", file=sys.stderr)
         sys.exit(130)
@@ -230,11 +232,15 @@ def _exit(command: Any) -> NoReturn:
     try:
         check_no_name_clash()
         command()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if failed := _failed_before(error):
+            from hf_transfer.training.failing import leave
+
+            leave(failed)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        if _is_one_of_several():
             from hf_transfer.training.failing import leave
 
             leave(error)
@@ -243,3 +249,16 @@ def _exit(command: Any) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def _failed_before(interruption: KeyboardInterrupt) -> Exception | None:
+    """Give what one of several processes had failed with when it was told to end; None where it had not.
+
+    Where one is lost, the launcher ends the others while they find that out.
+    """
+    failed = interruption.__context__
+    return failed if _is_one_of_several() and isinstance(failed, Exception) else None

@@ -158,7 +158,7 @@ def prepared(data: Path, checkpoint: Path, accelerator: Any, **changes: Any) -> 
 class TwoProcesses:
     """What is asked of an Accelerator before any training, on two CPU processes."""
 
-    num_processes, mixed_precision, device = 2, "no", torch.device("cpu")
+    num_processes, mixed_precision, device, is_fsdp2 = 2, "no", torch.device("cpu"), False
 
 
 def test_batch_norms_that_train_take_an_update_as_one_micro_batch(photos_folder: Path, tmp_path: Path) -> None:

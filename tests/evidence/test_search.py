@@ -28,7 +28,7 @@ from hf_transfer.recipe import LoRA
 from hf_transfer.run_settings import check_settings
 from hf_transfer.training.device import make_accelerator
 from tests.conftest import Run, refused
-from tests.recipes.test_recipes import launched
+from tests.recipes.test_recipes import FOLDER, launched
 
 ROOT = Path(__file__).parents[2]
 ARMS = {
@@ -229,7 +229,7 @@ def test_a_machine_whose_clock_is_late_displaces_no_trial(recipe: ht.Recipe, tmp
 
 def test_accelerates_processes_train_each_trial_together(topics_folder: Path, tiny_bert: Path, tmp_path: Path) -> None:
     words = ["--dataset", topics_folder, "--checkpoint", tiny_bert, "--max-length", 32, "--epochs", 1, "--arms", "lora", "--search", 3]
-    done = launched("newsgroups", 2, *words, "--output-dir", tmp_path / "run")
+    done = launched(FOLDER / "newsgroups.py", 2, *words, "--output-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert sum("of 3: validation loss" in line for line in done.stderr.splitlines()) == 3, "one process tells"
     entry = searches_of(tmp_path / "run")["lora", "all"]
