@@ -146,7 +146,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         run_folder / LOGS_FOLDER,
     )
     settings = study.recipe.training
-    saving = Saving(folder / STATE_FOLDER, origin_of_cell(study, arm), settings.save_every, settings.save_minutes)
+    saving = Saving(folder / STATE_FOLDER, origin_of_cell(study, arm_name, arm), settings.save_every, settings.save_minutes)
 
     def keep(model: nn.Module) -> None:
         weights = whole_weights(model)
@@ -199,10 +199,16 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
     return result
 
 
-def origin_of_cell(study: Study, arm: Arm) -> dict[str, Any]:
-    """Give what a cell's training is of, beside its budget and seed: what must be the same to go on with its state."""
+def origin_of_cell(study: Study, arm_name: str, arm: Arm) -> dict[str, Any]:
+    """Give what a cell's training is of, beside its budget and seed: what must be the same to go on with its state.
+
+    Args:
+        study: What the cells share.
+        arm_name: Arm of the recipe, whose settings are its `arm`.
+        arm: What the cell trains with, its `settings`: the recipe's, or those that a search chose.
+    """
     weights = study.architecture.checkpoint.sha256 if arm.init == "pretrained" else None
-    return {"data": study.corpus.fingerprint, "checkpoint": weights, "arm": asdict(arm)}
+    return {"data": study.corpus.fingerprint, "checkpoint": weights, "arm": asdict(study.recipe.arms[arm_name]), "settings": asdict(arm)}
 
 
 def title_of(arm_name: str, budget: Budget, seed: int) -> str:

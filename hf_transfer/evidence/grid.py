@@ -14,7 +14,7 @@ from hf_transfer.evidence.attempt import PlannedCell, attempt_cell, describe_fai
 from hf_transfer.evidence.comparison import compare, read_cells
 from hf_transfer.evidence.errors import describe_chosen
 from hf_transfer.evidence.hygiene import describe_data, overlap_notes
-from hf_transfer.evidence.resume import clear_unfinished, go_on, hide_data, mixture_notes, read_earlier
+from hf_transfer.evidence.resume import clear_unfinished, drop_states_of_other_settings, go_on, hide_data, mixture_notes, read_earlier
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.evidence.workers import check_parallel, train_in_workers
 from hf_transfer.files import (
@@ -86,6 +86,8 @@ def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_fil
         if settings.search is not None and left:
             chosen = search_arms(study, settings, output_dir)
             left = [replace(cell, arm=chosen[cell.arm_name, cell.budget]) for cell in left]
+            for note in on_main_process(accelerator, lambda: drop_states_of_other_settings(output_dir, left)):
+                say(accelerator, note)
         failed = _train(study, left, settings, output_dir, local_files_only)
         if len(failed) == len(cells):
             raise TrainingError(f"no training of the run could be finished; the first: {failed[0]['error']}")

@@ -114,6 +114,8 @@ def go_on(earlier: EarlierRun, recipe: Recipe, settings: RunSettings, folder: Pa
 def clear_unfinished(folder: Path, study: Study, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
     """Give the cells that are not finished, after removing what is there of them but the states of their trainings.
 
+    Cells are compared by the recipe's settings of their arms; see `drop_states_of_other_settings`.
+
     Raises:
         RunFolderError: A cell was trained on other data, or from other weights; nothing is removed then.
     """
@@ -143,7 +145,7 @@ def _check_state(cell: PlannedCell, folder: Path, study: Study) -> None:
     found = origin_of(cell.folder(folder) / STATE_FOLDER)
     if found is None or _is_given_up(cell, folder, study):
         return
-    now = origin_of_cell(study, cell.arm)
+    now = origin_of_cell(study, cell.arm_name, cell.arm)
     names = {"data": "data", "checkpoint": f"checkpoint {study.recipe.checkpoint}", "arm": f"settings of arm {cell.arm_name}"}
     if changed := [name for key, name in names.items() if found[key] != now[key]]:
         _refuse_changed(folder, cell.folder(folder), changed, "was begun")
@@ -153,6 +155,22 @@ def _is_given_up(cell: PlannedCell, folder: Path, study: Study) -> bool:
     """Say whether a cell failed and is now tried with other settings, so that the state of its training is of no use."""
     found = origin_of(cell.folder(folder) / STATE_FOLDER)
     return (cell.folder(folder) / FAILURE_FILE).is_file() and found is not None and found["arm"] != asdict(cell.arm)
+
+
+def drop_states_of_other_settings(folder: Path, cells: Sequence[PlannedCell]) -> list[str]:
+    """Remove the states of trainings with other settings than a search, done anew, has chosen; tell of each.
+
+    Args:
+        folder: The run folder.
+        cells: Unfinished, with the settings chosen.
+    """
+    dropped = []
+    for cell in cells:
+        found = origin_of(cell.folder(folder) / STATE_FOLDER)
+        if found is not None and found["settings"] != asdict(cell.arm):
+            remove_folder(cell.folder(folder) / STATE_FOLDER)
+            dropped.append(f"note: {cell}: begun with other settings than the search chose now, so it is trained from its beginning")
+    return dropped
 
 
 def hide_data(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from accelerate import Accelerator
 
 import hf_transfer as ht
-from hf_transfer.errors import SharedTrainingError, TrainingError
+from hf_transfer.errors import Interrupted, SharedTrainingError, TrainingError
 from hf_transfer.evidence import search as searching
 from hf_transfer.evidence.attempt import why_lost
 from hf_transfer.evidence.search import search_arms
@@ -27,6 +28,7 @@ from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.recipe import LoRA
 from hf_transfer.run_settings import check_settings
 from hf_transfer.training.device import make_accelerator
+from hf_transfer.training.stopping import Stopping
 from tests.conftest import Run, refused
 from tests.recipes.test_recipes import FOLDER, launched
 
@@ -303,6 +305,35 @@ def test_a_bug_ends_the_search_and_lacking_memory_a_trial(recipe: ht.Recipe, tmp
         search(recipe, tmp_path, 2)
     fail_with(MemoryError())
     assert [trial["validation_loss"] for trial in search(recipe, tmp_path, 2)["trials"]] == [None, None]
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_a_cell_with_settings_that_were_searched_goes_on_from_its_state(
+    recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_failed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(searching, "trained", pretended)
+    folder = tmp_path / "run"
+    cell = folder / "scratch/budget-30/seed-0"
+    asked: dict[str, Any] = {"arms": ["scratch"], "budgets": [30], "search": 4, "output_dir": folder}
+    with monkeypatch.context() as patch:
+        looks: list[int] = []
+        patch.setattr(Stopping, "is_asked", property(lambda self: looks.append(1) or len(looks) > 3))
+        with pytest.raises(Interrupted, match="its state saved"):
+            ht.run(recipe, **asked)
+    assert searches_of(folder)["scratch", 30]["chosen"]["number"] > 0, "the recipe's own settings would show nothing"
+    if has_failed:
+        (cell / "failure.json").write_text(json.dumps({"error": "memory does not suffice"}))
+    begun = shutil.copytree(folder, tmp_path / "begun")
+    ht.run(recipe, **asked, resume=True)
+    assert len(json.loads((cell / "result.json").read_text())["resumed_from"]) == 1
+    # Settings that another search chose are another training.
+    (begun / "search.json").unlink()
+    (begun / "search.db").unlink()
+    other = ht.Arm(init="scratch", learning_rate=1e-4, num_epochs=1)
+    monkeypatch.setattr("hf_transfer.evidence.search.arm_with", lambda arm, params: other)
+    ht.run(recipe, **asked | {"output_dir": begun}, resume=True)
+    assert json.loads((begun / cell.relative_to(folder) / "result.json").read_text())["resumed_from"] == []
+    assert "begun with other settings than the search chose now" in capsys.readouterr().err
 
 
 def test_what_a_finished_cell_was_trained_with_stands(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
