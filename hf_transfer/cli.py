@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -178,7 +179,9 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
         if _failed_before(error):
             raise
         if os.environ.get("RANK", "0") == "0":
-            print(f"{str(error) or 'interrupted'}; --resume goes on from what was finished and saved", file=sys.stderr)
+            # A Ctrl-C ends who reads a pipe of ours, too.
+            with suppress(BrokenPipeError):
+                print(f"{str(error) or 'interrupted'}; --resume goes on from what was finished and saved", file=sys.stderr)
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":
         if flags.json:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,7 @@ def any_process(accelerator: Accelerator, *found: bool) -> list[bool]:
 
 
 def say(accelerator: Accelerator, text: str) -> None:
-    """Tell a person, once."""
+    """Tell a person, once; where nobody reads it any more, go on."""
     if accelerator.is_main_process:
-        print(visible(text), file=sys.stderr, flush=True)
+        with suppress(BrokenPipeError):
+            print(visible(text), file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Progress of a training: a bar on a terminal, a line an epoch elsewhere (a pipe, CI)."""
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -62,7 +63,9 @@ class Progress:
             validation = "" if validation_loss is None else f"  validation loss {validation_loss:.3f}"
             left = self._seconds / self._updates * (self._num_updates - self._updates)
             losses = f"train loss {train_loss:.3f}{validation}"
-            tqdm.write(f"{self._title}  epoch {epoch}/{num_epochs}  {losses}  {self._rates()}  {left:.0f} s left", file=sys.stderr)
+            # The reader of a pipe may be gone; the training is worth more.
+            with suppress(BrokenPipeError):
+                tqdm.write(f"{self._title}  epoch {epoch}/{num_epochs}  {losses}  {self._rates()}  {left:.0f} s left", file=sys.stderr)
 
     def _rates(self) -> str:
         seconds = max(self._seconds, 1e-9)

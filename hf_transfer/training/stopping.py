@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -35,6 +35,8 @@ class Stopping:
         self._is_deferred = False
         self._asked_at = 0.0
         self._before: dict[int, object] = {}
+        self._alarm = (0.0, 0.0)
+        """When an alarm of the caller's own was to ring (`time.monotonic`, 0 = never), and every how many seconds from then on."""
 
     def __enter__(self) -> Self:
         # Python hands signals to the main thread alone; a run in another one is ended by its clock only, at its next update.
@@ -42,7 +44,8 @@ class Stopping:
             self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
             if self._ends is not None:
                 self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_signal)
-                signal.setitimer(signal.ITIMER_REAL, max(1e-3, self._ends - time.monotonic()))
+                seconds, interval = signal.setitimer(signal.ITIMER_REAL, max(1e-3, self._ends - time.monotonic()))
+                self._alarm = (time.monotonic() + seconds if seconds else 0.0, interval)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -50,6 +53,9 @@ class Stopping:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        rings, interval = self._alarm
+        if rings:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, rings - time.monotonic()), interval)
 
     @property
     def is_asked(self) -> bool:
@@ -89,8 +95,9 @@ class Stopping:
         if not self._asked_at:
             self._asked_at = now
             if os.environ.get("RANK", "0") == "0":
-                # Not by print, which may be what was interrupted.
-                os.write(2, f"\n{self.reason}: ending behind this update; Ctrl-C ends at once\n".encode())
+                # Not by print, which may be what was interrupted. Of `... | tee log` a Ctrl-C has ended the reader, too.
+                with suppress(OSError):
+                    os.write(2, f"\n{self.reason}: ending behind this update; Ctrl-C ends at once\n".encode())
 
     def _out_of_time(self) -> str:
         return f"out of its {self._max_minutes:g} minutes"

@@ -92,6 +92,38 @@ def test_a_signal_saves_and_stops(
     assert not list(folder.rglob("state"))
 
 
+def test_a_ctrl_c_that_ends_who_reads_its_messages_saves_too(begin: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """As of `hf-transfer run ... 2>&1 | tee log` in a terminal."""
+    folder = tmp_path / "run"
+    process = begin(folder)
+    wait_for(lambda: has_state(folder), process)
+    assert process.stderr is not None
+    process.stderr.close()
+    process.stderr = None
+    # Long enough that an epoch ends, which nobody is told of.
+    before = has_state(folder)
+    wait_for(lambda: set(has_state(folder)) - set(before), process)
+    states = has_state(folder)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert set(has_state(folder)) - set(states), "the state behind the update that was ended"
+
+
+def test_an_alarm_of_the_callers_own_rings() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with Stopping(max_minutes=1):
+            time.sleep(0.1)
+        assert not rung
+        time.sleep(0.4)
+        assert rung == [signal.SIGALRM]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_second_ctrl_c_stops_at_once(
     begin: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
