@@ -30,6 +30,7 @@ from hf_transfer.files import (
     expanded,
     make_folder,
     remove_folder,
+    sha256_of_files,
     write_json,
 )
 from hf_transfer.models.build import count_parameters
@@ -44,6 +45,11 @@ from hf_transfer.training.state import Saving, resumed_from
 from hf_transfer.training.tracking import Log, named, tracked
 
 Weights = dict[str, torch.Tensor] | None
+DESCRIBING = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "preprocessor_config.json", "processor_config.json"),
+)
+"""Files of a checkpoint that decide, beside its weights, what a model computes, and of what."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +213,16 @@ def origin_of_cell(study: Study, arm_name: str, arm: Arm) -> dict[str, Any]:
         arm_name: Arm of the recipe, whose settings are its `arm`.
         arm: What the cell trains with, its `settings`: the recipe's, or those that a search chose.
     """
-    weights = study.architecture.checkpoint.sha256 if arm.init == "pretrained" else None
-    return {"data": study.corpus.fingerprint, "checkpoint": weights, "arm": asdict(study.recipe.arms[arm_name]), "settings": asdict(arm)}
+    checkpoint = study.architecture.checkpoint
+    # Scratch takes them, too.
+    described = [path for name in DESCRIBING if (path := checkpoint.folder / name).is_file()]
+    return {
+        "data": study.corpus.fingerprint,
+        "checkpoint": checkpoint.sha256 if arm.init == "pretrained" else None,
+        "description": sha256_of_files(described),
+        "arm": asdict(study.recipe.arms[arm_name]),
+        "settings": asdict(arm),
+    }
 
 
 def title_of(arm_name: str, budget: Budget, seed: int) -> str:

@@ -146,7 +146,12 @@ def _check_state(cell: PlannedCell, folder: Path, study: Study) -> None:
     if found is None or _is_given_up(cell, folder, study):
         return
     now = origin_of_cell(study, cell.arm_name, cell.arm)
-    names = {"data": "data", "checkpoint": f"checkpoint {study.recipe.checkpoint}", "arm": f"settings of arm {cell.arm_name}"}
+    names = {
+        "data": "data",
+        "checkpoint": f"checkpoint {study.recipe.checkpoint}",
+        "description": f"config, tokenizer or image processor of checkpoint {study.recipe.checkpoint}",
+        "arm": f"settings of arm {cell.arm_name}",
+    }
     if changed := [name for key, name in names.items() if found[key] != now[key]]:
         _refuse_changed(folder, cell.folder(folder), changed, "was begun")
 

@@ -380,6 +380,8 @@ def begun(long_recipe: ht.Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
         ({"task.max_length": 32}, "task.max_length: the run has 48, asked for 32"),
         ("data", "the data changed since full/budget-30/seed-0 was begun"),
         ("checkpoint", "changed since full/budget-30/seed-0 was begun: bring it back, or name another folder"),
+        ("config.json", "the config, tokenizer or image processor of checkpoint "),
+        ("tokenizer.json", "the config, tokenizer or image processor of checkpoint "),
     ],
 )
 def test_what_changed_since_a_training_was_begun_is_named(begun: Path, changes: Any, message: str, tmp_path: Path) -> None:
@@ -391,6 +393,16 @@ def test_what_changed_since_a_training_was_begun_is_named(begun: Path, changes: 
     elif changes == "checkpoint":
         shutil.rmtree(begun / "bert")
         save_tiny_bert(begun / "bert", initializer_range=0.5)
+    elif changes == "config.json":
+        path = begun / "bert" / changes
+        path.write_text(path.read_text().replace('"gelu"', '"relu"'))
+    elif changes == "tokenizer.json":
+        path = begun / "bert" / changes
+        vocabulary = json.loads(path.read_text())
+        words = vocabulary["model"]["vocab"]
+        first, second = list(words)[-2:]
+        words[first], words[second] = words[second], words[first]
+        path.write_text(json.dumps(vocabulary))
     else:
         recipe = recipe.override(changes)
     before = stamps(begun / "run")
