@@ -41,7 +41,7 @@ from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 from hf_transfer.training.device import peak_memory_bytes, reset_loss_scale, reset_peak_memory
 from hf_transfer.training.loop import Training
-from hf_transfer.training.state import Saving, resumed_from
+from hf_transfer.training.state import Saving, newest_update, resumed_from
 from hf_transfer.training.tracking import Log, named, tracked
 
 Weights = dict[str, torch.Tensor] | None
@@ -150,6 +150,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         folder.relative_to(run_folder).as_posix(),
         _describe_settings(study, arm, step),
         run_folder / LOGS_FOLDER,
+        newest_update(folder / STATE_FOLDER),
     )
     settings = study.recipe.training
     saving = Saving(folder / STATE_FOLDER, origin_of_cell(study, arm_name, arm), settings.save_every, settings.save_minutes)

@@ -151,7 +151,16 @@ def read_state(folder: Path) -> State | None:
 
 def state_files(folder: Path) -> list[Path]:
     """Give the states that a folder holds, whole or damaged, the oldest first."""
-    return sorted(folder.glob("update-*.safetensors"), key=lambda path: int(path.name.split(".")[0].removeprefix("update-")))
+    return sorted(folder.glob("update-*.safetensors"), key=_update_of)
+
+
+def newest_update(folder: Path) -> int:
+    """Give the update behind which the newest state of a folder was saved, whole or damaged; 0 where there is none."""
+    return max(map(_update_of, state_files(folder)), default=0)
+
+
+def _update_of(path: Path) -> int:
+    return int(path.name.split(".")[0].removeprefix("update-"))
 
 
 def origin_of(folder: Path) -> dict[str, Any] | None:

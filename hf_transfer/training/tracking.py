@@ -46,7 +46,9 @@ def check_tracker(tracker: str) -> None:
 
 
 @contextmanager
-def tracked(tracker: str | None, project: str, run: str, settings: Mapping[str, Any], folder: Path) -> Iterator[Log | None]:
+def tracked(
+    tracker: str | None, project: str, run: str, settings: Mapping[str, Any], folder: Path, updates: int = 0
+) -> Iterator[Log | None]:
     """Lend what logs one training; a tracker that fails is told of on standard error, and the training goes on without it.
 
     Args:
@@ -55,6 +57,8 @@ def tracked(tracker: str | None, project: str, run: str, settings: Mapping[str, 
         run: Name of this one, a path: `lora/budget-all/seed-0`.
         settings: Nested; stored beside the run, by dotted names.
         folder: What a tracker keeps on this machine goes here; trackio's goes where `trackio show` looks.
+        updates: Behind which a training that was broken off goes on. TensorBoard keeps what was logged up to there; with the others it
+            becomes a run of its own.
     """
     if tracker is None:
         yield None
@@ -76,7 +80,7 @@ def tracked(tracker: str | None, project: str, run: str, settings: Mapping[str, 
             failed = True
 
     def start() -> None:
-        begun = _open(tracker, project, run, folder)
+        begun = _open(tracker, project, run, folder, updates)
         begun.start()
         opened.append(begun)
         begun.store_init_configuration(_flat(settings))
@@ -101,12 +105,13 @@ def named(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}/{name}": value for name, value in values.items()}
 
 
-def _open(tracker: str, project: str, run: str, folder: Path) -> GeneralTracker:
+def _open(tracker: str, project: str, run: str, folder: Path, updates: int) -> GeneralTracker:
     match tracker:
         case "tensorboard":
-            # What a training that was killed wrote there would be drawn over by this one.
-            shutil.rmtree(folder / run, ignore_errors=True)
-            return TensorBoardTracker(run, folder)
+            # What a training that was killed wrote there would be drawn over by this one: all of it, or what is done once more.
+            if not updates:
+                shutil.rmtree(folder / run, ignore_errors=True)
+            return TensorBoardTracker(run, folder, purge_step=updates + 1 if updates else None)
         case "wandb":
             folder.mkdir(parents=True, exist_ok=True)
             return WandBTracker(project, name=run, dir=str(folder))

@@ -8,7 +8,7 @@ import pytest
 
 import hf_transfer as ht
 from hf_transfer.errors import InstallationError
-from hf_transfer.training import tracking
+from hf_transfer.training import loop, tracking
 from tests.conftest import TOPICS
 from tests.training.test_tracking import scalars
 
@@ -45,6 +45,23 @@ def test_a_run_a_cell_holds_the_numbers_of_its_result(recipe: ht.Recipe, tmp_pat
     for word in ("anchor", "harbour", "flour", "yeast", "queen", "knight", *TOPICS):
         assert word.encode() not in logged
     assert str(tmp_path).encode() not in logged
+
+
+def test_a_training_that_goes_on_keeps_what_was_logged_before(recipe: ht.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is done once more, because it was killed behind its last state, is drawn once."""
+    recipe = recipe.override({"training.save_every": 15})
+    folder = tmp_path / "run"
+    accumulate = loop.accumulate
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "accumulate", lambda *given: accumulate(*given) if given[3] < 22 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ht.run(recipe, arms=["lora"], output_dir=folder, tracker="tensorboard")
+    ht.run(recipe, arms=["lora"], output_dir=folder, tracker="tensorboard", resume=True)
+    result = json.loads((folder / "lora/budget-all/seed-0/result.json").read_text())
+    assert result["resumed_from"] == [15]
+    found = scalars(folder / "logs/lora/budget-all/seed-0")
+    assert [update for update, _ in found["train/update_loss"]] == list(range(10, result["cost"]["updates"] + 1, 10))
+    assert [update for update, _ in found["train/loss"]] == [entry["update"] for entry in result["history"]]
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_anything(
