@@ -40,7 +40,7 @@ from hf_transfer.models.tuning import freeze_unused
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 from hf_transfer.training.device import peak_memory_bytes, reset_loss_scale, reset_peak_memory
-from hf_transfer.training.loop import Training
+from hf_transfer.training.record import Training
 from hf_transfer.training.state import Saving, newest_update, resumed_from
 from hf_transfer.training.tracking import Log, named, tracked
 

@@ -13,9 +13,10 @@ from hf_transfer.evidence.study import Rows, Study
 from hf_transfer.models.tuning import depths_of, prepare_blocks, trainable_batch_norms
 from hf_transfer.recipe import Arm
 from hf_transfer.training.batches import Batches
-from hf_transfer.training.loop import Training, train
+from hf_transfer.training.loop import train
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
+from hf_transfer.training.record import Training
 from hf_transfer.training.regularization import StartingPoint, Unfreezing
 from hf_transfer.training.state import Saving
 from hf_transfer.training.tracking import Log

@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -12,46 +11,25 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from hf_transfer.errors import DiskError, DivergedError, SharedTrainingError, listed
+from hf_transfer.errors import DivergedError, SharedTrainingError, listed
 from hf_transfer.models.cpu_kernels import make_dense, sparse_gradients
-from hf_transfer.models.sharding import local, prepare
+from hf_transfer.models.sharding import prepare
 from hf_transfer.models.tuning import batch_norm_statistics, set_training_mode
 from hf_transfer.training.accumulation import accumulate, halve_micro_batches, rows_without_loss
 from hf_transfer.training.batches import Batches, UpdateReader
 from hf_transfer.training.optimization import rate_factor, set_learning_rate
 from hf_transfer.training.plan import UpdatePlan
-from hf_transfer.training.processes import any_process, on_main_process, say
+from hf_transfer.training.processes import any_process, say
 from hf_transfer.training.progress import Progress
+from hf_transfer.training.record import BestState, MeanLoss, Training, go_back, record_of, save_record
 from hf_transfer.training.regularization import StartingPoint, Unfreezing
-from hf_transfer.training.state import Saving, State, gather_state, restore_state
+from hf_transfer.training.state import Saving, gather_state
 from hf_transfer.training.stopping import Stopping
 from hf_transfer.training.tracking import Log, named
 
 Validate = Callable[[nn.Module], dict[str, Any]]
 LOG_EVERY = 10
 """Updates from one logged loss to the next."""
-
-
-@dataclass
-class Training:
-    """What a training did."""
-
-    stopped: str = "epochs"
-    """"epochs" (all of them) or "early"."""
-    updates: int = 0
-    rows_seen: int = 0
-    tokens_seen: int = 0
-    """Without padding."""
-    train_seconds: float = 0.0
-    """The loop with its input, without validation."""
-    wait_seconds: float = 0.0
-    """Of these, how long the model waited for input."""
-    best_epoch: int | None = None
-    """Epoch, from 1, whose state was restored; None where the last state stands."""
-    out_of_memory: list[dict[str, Any]] = field(default_factory=list)
-    """An entry each time the micro-batches were halved: the update, and the padded tokens they hold from then on."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """An entry an epoch: update, epoch, train_loss, learning_rate, validation."""
 
 
 def train(
@@ -117,9 +95,9 @@ def train(
     trainable = {name: parameter for name, parameter in unwrapped.named_parameters() if parameter.requires_grad}
     sparse = sparse_gradients(unwrapped) if accelerator.device.type == "cpu" and accelerator.num_processes == 1 else []
     moved = trainable | batch_norm_statistics(unwrapped)
-    done, mean, best = Training(), _Mean(), _BestState(moved)
+    done, mean, best = Training(), MeanLoss(), BestState(moved)
     if saving is not None and (state := saving.load(accelerator)) is not None:
-        done, mean, plan = _restore(state, best, moved, own_optimizer, plan, accelerator)
+        done, mean, plan = go_back(state, best, moved, own_optimizer, plan, accelerator)
         say(accelerator, f"{title}: going on behind update {done.updates} of {plan.num_updates}")
     first = done.updates
     set_training_mode(unwrapped)
@@ -130,7 +108,7 @@ def train(
             started = time.perf_counter()
             if update % plan.updates_per_epoch == 0:
                 set_training_mode(unwrapped)
-                mean = _Mean()
+                mean = MeanLoss()
             rate = learning_rate * rate_factor(update, plan.num_updates, warmup_fraction, schedule)
             set_learning_rate(optimizer, rate)
             asked = time.perf_counter()
@@ -178,8 +156,8 @@ def train(
             is_due = saving is not None and accelerator.is_main_process and saving.is_due(done.updates, is_last)
             to_end, to_save = any_process(accelerator, stopping.is_asked, is_due)
             if saving is not None and (to_end or to_save):
-                state = gather_state(_values(done, mean, best, plan, accelerator), moved, best.state, own_optimizer)
-                _save(state, saving, accelerator, title, must_succeed=to_end)
+                state = gather_state(record_of(done, mean, best, plan, accelerator), moved, best.state, own_optimizer)
+                save_record(state, saving, accelerator, title, must_succeed=to_end)
             if to_end:
                 accelerator.wait_for_everyone()
                 kept = "" if saving is None else ", its state saved"
@@ -192,58 +170,8 @@ def train(
     return done
 
 
-@dataclass
-class _Mean:
-    """The mean loss of an epoch so far."""
-
-    total: float = 0.0
-    weight: float = 0.0
-
-    def add(self, loss: float, weight: float) -> None:
-        """Count an update's loss."""
-        self.total, self.weight = self.total + loss * weight, self.weight + weight
-
-    @property
-    def value(self) -> float:
-        """Of the updates counted."""
-        return self.total / self.weight
-
-
-class _BestState:
-    """All that a training moves, as it was at the lowest validation loss, the later of equals; of what is sharded, this process's shard."""
-
-    def __init__(self, moved: Mapping[str, torch.Tensor]) -> None:
-        self.epoch = 0
-        self.loss = math.inf
-        self.state: dict[str, torch.Tensor] = {}
-        self._moved = moved
-
-    def offer(self, loss: float, epoch: int) -> None:
-        """Keep the present state if no earlier loss was lower."""
-        if loss <= self.loss:
-            self.loss, self.epoch = loss, epoch
-            self.state = {name: local(tensor).cpu().clone() for name, tensor in self._moved.items()}
-
-    def restore(self) -> None:
-        """Put the kept state back."""
-        with torch.no_grad():
-            for name, value in self.state.items():
-                local(self._moved[name]).copy_(value)
-
-    @contextmanager
-    def restored_on_divergence(self) -> Iterator[None]:
-        """Put the kept state back where the block diverges, and say so in its error."""
-        try:
-            yield
-        except DivergedError as error:
-            if self.epoch:
-                self.restore()
-                error.best = {"epoch": self.epoch, "validation_loss": self.loss}
-            raise
-
-
 def _end_epoch(
-    done: Training, plan: UpdatePlan, mean: _Mean, rate: float, validate: Callable[[], dict[str, Any]], title: str
+    done: Training, plan: UpdatePlan, mean: MeanLoss, rate: float, validate: Callable[[], dict[str, Any]], title: str
 ) -> dict[str, Any]:
     """Validate behind an epoch's last update, and give its entry of the history.
 
@@ -266,53 +194,6 @@ def _tell_epoch(entry: Mapping[str, Any], done: Training, plan: UpdatePlan, prog
         speed = {"train/rows_per_second": done.rows_seen / done.train_seconds}
         values = {f"train/{name.removeprefix('train_')}": entry[name] for name in ("train_loss", "epoch", "learning_rate")}
         log(done.updates, values | speed | named("validation", entry["validation"]))
-
-
-def _values(done: Training, mean: _Mean, best: _BestState, plan: UpdatePlan, accelerator: Accelerator) -> dict[str, Any]:
-    """Give what a state holds beside its tensors."""
-    return {
-        "updates": done.updates,
-        "done": asdict(done),
-        "mean": asdict(mean),
-        "best": {"epoch": best.epoch, "loss": best.loss if best.epoch else None},
-        "max_tokens": plan.max_tokens,
-        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-    }
-
-
-def _restore(
-    state: State,
-    best: _BestState,
-    moved: Mapping[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-    plan: UpdatePlan,
-    accelerator: Accelerator,
-) -> tuple[Training, _Mean, UpdatePlan]:
-    """Go back to a state: give what was done, the mean loss of its epoch, and the plan with its micro-batches."""
-    values = state.values
-    best.state = restore_state(state, moved, optimizer)
-    if best.state:
-        best.epoch, best.loss = values["best"]["epoch"], values["best"]["loss"]
-    if accelerator.scaler is not None and values["scaler"] is not None:
-        accelerator.scaler.load_state_dict(values["scaler"])
-    if plan.max_tokens is not None and values["max_tokens"] is not None:
-        # They were halved where memory did not suffice, and whoever goes on may ask for smaller ones.
-        plan = replace(plan, max_tokens=min(plan.max_tokens, values["max_tokens"]))
-    return Training(**values["done"]), _Mean(**values["mean"]), plan
-
-
-def _save(state: State, saving: Saving, accelerator: Accelerator, title: str, must_succeed: bool) -> None:
-    """Save a state; where it cannot be, and need not, the training goes on with what was saved before.
-
-    Raises:
-        DiskError: It cannot be, and must.
-    """
-    try:
-        on_main_process(accelerator, lambda: saving.save(state))
-    except DiskError as error:
-        if must_succeed:
-            raise
-        say(accelerator, f"note: {title}: the state behind update {state.values['updates']} is not saved: {error}")
 
 
 def _step(optimizer: torch.optim.Optimizer, accelerator: Accelerator, title: str, is_first: bool) -> None:
