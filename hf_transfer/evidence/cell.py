@@ -207,7 +207,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
 
 
 def origin_of_cell(study: Study, arm_name: str, arm: Arm) -> dict[str, Any]:
-    """Give what a cell's training is of, beside its budget and seed: what must be the same to go on with its state.
+    """Give what a cell's training is of, beside budget and seed, and in what environment: what to compare before its state is gone on with.
 
     Args:
         study: What the cells share.
@@ -223,6 +223,7 @@ def origin_of_cell(study: Study, arm_name: str, arm: Arm) -> dict[str, Any]:
         "description": sha256_of_files(described),
         "arm": asdict(study.recipe.arms[arm_name]),
         "settings": asdict(arm),
+        "environment": describe_environment(study.accelerator),
     }
 
 

@@ -108,7 +108,7 @@ def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequenc
     hygiene = describe_data(study, settings.private_data)
     write_json(output_dir / HYGIENE_FILE, hygiene)
     finished_before = [cell for cell in cells if cell not in left]
-    mixture = mixture_notes(output_dir, finished_before, study.accelerator) if left else []
+    mixture = mixture_notes(output_dir, finished_before, left, study.accelerator) if left else []
     say(study.accelerator, _describe(study, len(left), len(cells), output_dir, [*overlap_notes(hygiene), *mixture]))
 
 

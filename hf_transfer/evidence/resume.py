@@ -184,15 +184,23 @@ def hide_data(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def mixture_notes(folder: Path, finished: Sequence[PlannedCell], accelerator: Accelerator) -> list[str]:
-    """Tell in what the finished cells were trained otherwise than those to come will be."""
+def mixture_notes(folder: Path, finished: Sequence[PlannedCell], left: Sequence[PlannedCell], accelerator: Accelerator) -> list[str]:
+    """Tell in what the finished cells were trained otherwise than those to come will be, and those begun before than they go on."""
     now = describe_environment(accelerator)
-    before = [read_json(cell.folder(folder) / RESULT_FILE)["environment"] for cell in finished]
-    others = {name: sorted({str(found[name]) for found in before if found[name] != now[name]}) for name in COMPARABLE}
+
+    def others(environments: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+        for name in COMPARABLE:
+            if values := sorted({str(found[name]) for found in environments if found[name] != now[name]}):
+                yield name, listed(values)
+
+    results = [read_json(cell.folder(folder) / RESULT_FILE)["environment"] for cell in finished]
+    begun = [found["environment"] for cell in left if (found := origin_of(cell.folder(folder) / STATE_FOLDER)) is not None]
     return [
-        f"cells finished before have {name} {listed(values)}, those to come {now[name]}: they differ by more than their arms"
-        for name, values in others.items()
-        if values
+        *(
+            f"cells finished before have {name} {values}, those to come {now[name]}: they differ by more than their arms"
+            for name, values in others(results)
+        ),
+        *(f"trainings begun before with {name} {values} go on with {now[name]}: each is a mixture" for name, values in others(begun)),
     ]
 
 

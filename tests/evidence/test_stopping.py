@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 import hf_transfer as ht
 from hf_transfer.errors import ConfigError, Interrupted, RunFolderError, TransferError
+from hf_transfer.evidence import resume
 from hf_transfer.training import loop
+from hf_transfer.training.device import make_accelerator
 from hf_transfer.training.stopping import Stopping
 from tests.conftest import Run, make_rows, save_tiny_bert, write_csv
 from tests.evidence.conftest import finished, stamps, untimed, wait_for
@@ -422,6 +424,18 @@ def test_how_updates_are_computed_and_saved_may_change(begun: Path, tmp_path: Pa
     ht.run(ht.load_recipe(str(begun / "asked.yaml")).override(changes), output_dir=folder, resume=True)
     (cell,) = finished(folder)
     assert json.loads((cell / "result.json").read_text())["resumed_from"] == [50]
+
+
+def test_a_training_that_goes_on_elsewhere_is_told_of(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Precision "auto" may come to another on another machine, too."""
+    folder = shutil.copytree(begun / "run", tmp_path / "run")
+    describe = resume.describe_environment
+    before = describe(make_accelerator("fp32"))["torch"]
+    monkeypatch.setattr(resume, "describe_environment", lambda accelerator: describe(accelerator) | {"torch": "0.4"})
+    ht.run(ht.load_recipe(str(begun / "asked.yaml")), output_dir=folder, resume=True)
+    assert f"note: trainings begun before with torch {before} go on with 0.4: each is a mixture" in capsys.readouterr().err
 
 
 def test_a_failed_training_is_tried_anew_with_other_settings(begun: Path, tmp_path: Path) -> None:
