@@ -11,9 +11,10 @@ WORD_JOINER = "\u2060"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&])")
 LINKS = re.compile(r"(@|://|\bwww\.)", re.IGNORECASE)
-# One slash where a URL was taken for a path. A user without a password may be a token; the placeholder of our own sentences is none.
-USER = re.compile(r"(\w\w:/{1,2})(?!/?USER:PASSWORD@)([^\s:@/]*:)?\S*@")
-QUERY = re.compile(r"(\w\w:/{1,2}[^\s?'\"]*\?)[^\s'\"]+")
+# One slash where a URL was taken for a path.
+SCHEME = re.compile(r"\w\w:/{1,2}")
+# A user without a password may be a token; the placeholder of our own sentences is none.
+USER = re.compile(rf"({SCHEME.pattern})(?!/?USER:PASSWORD(?:@|$))([^:@/]*:)?.*")
 
 
 def visible(text: str) -> str:
@@ -28,7 +29,19 @@ def visible_line(text: str) -> str:
 
 def without_secrets(text: str) -> str:
     """Give a text whose URLs have lost what may be a secret: the password (or a user that may be a token) and the query."""
-    return QUERY.sub(r"\1***", USER.sub(r"\1\2***@", text))
+    # Word by word, in one pass: a row of the data that is quoted may be long, and begin a URL at every fourth letter.
+    return re.sub(r"[^\s'\"]+", _without_query, re.sub(r"\S+", _without_user, text))
+
+
+def _without_user(word: re.Match[str]) -> str:
+    head, at, tail = word[0].rpartition("@")
+    return USER.sub(r"\1\2***", head) + at + tail
+
+
+def _without_query(word: re.Match[str]) -> str:
+    scheme = SCHEME.search(word[0])
+    end = word[0].find("?", scheme.end()) + 1 if scheme else 0
+    return word[0][:end] + "***" if 0 < end < len(word[0]) else word[0]
 
 
 def markdown_text(text: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +165,11 @@ def test_a_crash_and_workers_tell_no_secret(tiny_bert: Path, topics_folder: Path
 def test_urls_lose_what_may_be_secret(text: str, expected: str) -> None:
     assert without_secrets(text) == expected
     assert without_secrets(expected) == expected
+
+
+@pytest.mark.parametrize("part", ["ab:/", "ab:/?'", "@ab:/", "?"])
+def test_a_long_word_is_looked_through_once(part: str) -> None:
+    text = part * 300_000
+    started = time.perf_counter()
+    without_secrets(text)
+    assert time.perf_counter() - started < 20
