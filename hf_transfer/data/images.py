@@ -127,6 +127,10 @@ def referred_file(reference: str, root: Path) -> Path:
     if "://" in reference:
         raise PathError("is an address: only files are read, download it first")
     if not path.is_relative_to(folder):
+        # The same file by another name: one of the two goes through a link above the folder, as homes and /tmp often do.
+        real, real_folder = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+        if real.is_relative_to(real_folder):
+            return folder / real.relative_to(real_folder)
         raise PathError(f"lies outside the data's folder ({folder}): put the image, or a link to its folder, in there")
     return path
 

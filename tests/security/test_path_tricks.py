@@ -96,6 +96,15 @@ def test_a_row_may_be_absolute_or_go_through_a_link_of_the_users(data: Path, tmp
     assert code == 0, err
 
 
+def test_a_row_may_name_the_folder_by_another_name(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").symlink_to(data)
+    for root, named in ((tmp_path / "home", data), (data, tmp_path / "home")):
+        dataset = Dataset.from_dict({"image": [str(named / "disc" / "0.jpg")]})
+        assert [picture.name for picture in read_pictures("train", dataset, root)] == ["disc/0.jpg"]
+        with pytest.raises(DataError, match=OUTSIDE):
+            read_pictures("train", Dataset.from_dict({"image": [str(named / ".." / "secret.png")]}), root)
+
+
 def test_a_link_back_has_no_end(data: Path, run: Run, tiny_vit: Path) -> None:
     (data / "pipe.png").unlink()
     (data / "zero.png").unlink()
