@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.errors import ConfigError, DiskError, RunFolderError
+from hf_transfer.errors import ConfigError, DiskError, RunFolderError, first_line
 
 RECIPE_FILE = "recipe.yaml"
 COMPARISON_FILE = "comparison.json"
@@ -371,9 +371,10 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(
-            f"{path} is damaged and cannot be read ({error}): bring it back; of a training, remove its folder and go on with --resume"
+            f"{path} is damaged and cannot be read ({first_line(error)}): bring it back; of a training, remove its folder and go on with "
+            "--resume"
         ) from None
 
 

@@ -34,6 +34,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("text", ["{", "\xff", "[" * 100_000, "1" * 5000], ids=["cut", "latin-1", "deep", "long number"])
+def test_json_that_cannot_be_read_is_told_of(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunFolderError, match="a.json is damaged and cannot be read"):
+        read_json(tmp_path / "a.json")
+
+
 def test_a_folder_that_fails_is_absent(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model") as temporary:
         (temporary / "weights").write_text("half")

@@ -130,7 +130,8 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Of fields that hold what they cannot, or nest without end, transformers raises a dozen types.
         if "trust_remote_code" in str(error):
             raise CheckpointError(
                 f"checkpoint {name} is a model that only code of its own can build, and no checkpoint's code is run: take one of an "
@@ -167,14 +168,15 @@ def find_checkpoint_folder(name: str, local_files_only: bool = False, revision: 
     if name.startswith(EMBEDDED):
         return _embedded_folder(name.removeprefix(EMBEDDED))
     path = expanded(name)
-    if path.is_dir():
+    # Those of `pathlib` raise on a name that is too long.
+    if os.path.isdir(path):
         return model_folder_of(path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"checkpoint {name} is a file, expected a folder with config.json, *.safetensors and a tokenizer or image processor"
         )
     if is_local_checkpoint(name):
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
         raise CheckpointError(f"checkpoint folder {name} does not exist{did_you_mean(path.name, siblings, likeness=0.75)}")
     try:
         return _download(name, local_files_only, revision)

@@ -122,6 +122,11 @@ def test_bad_checkpoints(tmp_path: Path, tiny_bert: Path) -> None:
     tiny_tokenizer.save_pretrained(folder)
     with pytest.raises(CheckpointError, match="cannot load the weights"):
         inspect(open_checkpoint(str(folder), load_tokenizer), AutoModelForSequenceClassification, ["a", "b"])
-    (folder / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(CheckpointError, match="no config this transformers can read"):
-        open_checkpoint(str(folder), load_tokenizer)
+    for config in ('{"model_type": "no-such-model"}', '{"model_type": ["bert"]}', '{"model_type": "bert", "id2label": [1]}', "[" * 100_000):
+        (folder / "config.json").write_text(config)
+        with pytest.raises(CheckpointError, match="no config this transformers can read"):
+            open_checkpoint(str(folder), load_tokenizer)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_checkpoint("./" + "a" * 300, load_tokenizer)
+    with pytest.raises(CheckpointError, match="neither a local folder nor a Hub id"):
+        open_checkpoint("a" * 300, load_tokenizer, local_files_only=True)
