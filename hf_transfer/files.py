@@ -107,8 +107,12 @@ def model_folder_of(folder: Path) -> Path:
         RunFolderError: The run is unfinished, or its model was removed.
     """
     if (folder / COMPARISON_FILE).is_file():
-        chosen = read_json(folder / COMPARISON_FILE)["recommendation"]
-        run, folder = folder, cell_folder(folder, chosen["arm"], chosen["budget"], chosen["seed"])
+        run = folder
+        try:
+            chosen = read_json(run / COMPARISON_FILE)["recommendation"]
+            folder = cell_folder(run, chosen["arm"], chosen["budget"], chosen["seed"])
+        except (TypeError, LookupError):
+            raise RunFolderError(f"{run / COMPARISON_FILE} recommends no arm, budget and seed: it was changed by hand, run again") from None
         if not Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(run)):
             raise RunFolderError(f"{run / COMPARISON_FILE} recommends a model outside the run's folder: it was changed by hand, run again")
         if not (folder / MODEL_FOLDER).is_dir():

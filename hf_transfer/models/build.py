@@ -239,7 +239,8 @@ def loading(name: str) -> Iterator[None]:
     try:
         with quiet_loading():
             yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        # A config that says what cannot be meant shows in any of these, deep in transformers or PEFT.
         raise CheckpointError(f"cannot load the weights of checkpoint {name}: {first_line(error)}") from error
 
 

@@ -39,8 +39,8 @@ EMBEDDED_CHECKPOINTS = {
 
 # No *.bin and no *.pt: those are pickles. Sub-folders hold exports for other runtimes.
 WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-CHAIN_KEYS = frozenset({"checkpoint", "architecture", "dataset", "num_labels", "train_rows", "arm", "tuning"})
-"""What is shown of each training that made a checkpoint of ours."""
+CHAIN = {"checkpoint": str | None, "architecture": str, "dataset": str, "num_labels": int, "train_rows": int, "arm": str, "tuning": str}
+"""What is shown of each training that made a checkpoint of ours, and its type."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 UNWANTED_FILES = ["onnx/*", "openvino/*", "*.fp16.safetensors"]
@@ -83,13 +83,24 @@ class Checkpoint:
 
     @property
     def chain(self) -> list[dict[str, Any]]:
-        """Give the trainings of this package that made the weights, the first one first; none where others made them."""
-        sidecar = self.origin / SIDECAR_FILE
-        links = read_json(sidecar).get("chain", []) if sidecar.is_file() else []
-        if any(not isinstance(link, dict) or not link.keys() >= CHAIN_KEYS or not isinstance(link["train_rows"], int) for link in links):
-            keys = listed(sorted(CHAIN_KEYS))
-            raise CheckpointError(f"checkpoint {self.name}: a training in the chain of its {SIDECAR_FILE} is not described by {keys}")
-        return list(links)
+        """Give the trainings of this package that made the weights, the first one first; none where others made them.
+
+        Raises:
+            CheckpointError: The sidecar says something else.
+        """
+        path = self.origin / SIDECAR_FILE
+        sidecar = read_json(path) if path.is_file() else {}
+        links = sidecar.get("chain", []) if isinstance(sidecar, dict) else None
+        if not isinstance(links, list) or not all(map(_is_training, links)):
+            raise CheckpointError(
+                f"checkpoint {self.name}: the chain of its {SIDECAR_FILE} is no list of trainings, each described by {listed(CHAIN)}: it "
+                "was changed by hand, take it from where it came"
+            )
+        return links
+
+
+def _is_training(link: Any) -> bool:
+    return isinstance(link, dict) and all(key in link and isinstance(link[key], kind) for key, kind in CHAIN.items())
 
 
 def open_checkpoint(

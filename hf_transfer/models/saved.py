@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from hf_transfer.checked import config as checked
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
-from hf_transfer.errors import CheckpointError, TransferError, first_line
+from hf_transfer.errors import CheckpointError, ConfigError, TransferError
 from hf_transfer.files import (
     CARD_FILE,
     MODEL_FOLDER,
@@ -42,7 +43,7 @@ from hf_transfer.task_configs import Task, task_from_dict
 from hf_transfer.tasks import functions_of
 
 
-@dataclass(frozen=True)
+@checked
 class Sidecar:
     """What a saved model needs beside its weights; written as `hf_transfer.json`."""
 
@@ -156,10 +157,11 @@ def load_saved(name: str, base: str | None = None) -> SavedModel:
 
 
 def _read_sidecar(folder: Path, name: str) -> Sidecar:
+    values = read_json(folder / SIDECAR_FILE)
     try:
-        return Sidecar(**read_json(folder / SIDECAR_FILE))
-    except TypeError as error:
-        raise CheckpointError(f"{name}: {SIDECAR_FILE} is none of this version of the package ({first_line(error)})") from None
+        return Sidecar(**values if isinstance(values, dict) else {})
+    except ConfigError as error:
+        raise CheckpointError(f"{name}: {SIDECAR_FILE} is none of this version of the package ({error})") from None
 
 
 def open_base(name: str, load_processor: Callable[[Path, str, PretrainedConfig], Any], local_files_only: bool = False) -> Checkpoint:

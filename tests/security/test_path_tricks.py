@@ -15,6 +15,7 @@ import hf_transfer as ht
 from hf_transfer.data.images import read_pictures
 from hf_transfer.data.sources import load_source
 from hf_transfer.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from hf_transfer.models.checkpoint import open_checkpoint
 from tests.conftest import Run, make_photos, make_rows, refused, save_untrained, write_csv, write_jsonl
 
 OUTSIDE = "lies outside the data's folder"
@@ -179,7 +180,20 @@ def test_a_sidecar_names_no_path(adapter: Path, tiny_bert: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "change", [{"chain": [{"arm": "x"}]}, {"chain": [7]}, {"more": 1}, {"chain": [{"train_rows": "<b>"}]}], ids=lambda change: str(change)
+    "change",
+    [
+        {"chain": [{"arm": "x"}]},
+        {"chain": [7]},
+        {"chain": 7},
+        {"chain": None},
+        {"more": 1},
+        {"chain": [{"train_rows": "<b>"}]},
+        {"task": "text"},
+        {"labels": 5},
+        {"labels": [[]]},
+        {"base_sha256": None},
+    ],
+    ids=str,
 )
 def test_a_sidecar_of_another_form_is_one_sentence(run: Run, adapter: Path, topics_folder: Path, change: dict[str, object]) -> None:
     path = adapter / "hf_transfer.json"
@@ -187,6 +201,35 @@ def test_a_sidecar_of_another_form_is_one_sentence(run: Run, adapter: Path, topi
     words = ["--dataset", topics_folder, "--checkpoint", adapter.parents[3], "--max-length", 32, "--arms", "head", "--epochs", 1]
     said = refused(run("run", "text", *words))
     assert "hf_transfer.json" in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"dataset": ["x"]}, {"num_labels": "<b>"}, {"checkpoint": 5}, {"arm": None}, {"train_rows": None}], ids=str
+)
+def test_a_chain_names_texts_and_numbers(tiny_bert: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    good = {"checkpoint": None, "architecture": "bert", "dataset": "x", "num_labels": 2, "train_rows": 3, "arm": "full", "tuning": "full"}
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "checkpoint"))
+    checkpoint = open_checkpoint(str(folder), lambda *_: None)
+    (folder / "hf_transfer.json").write_text(json.dumps({"chain": [good]}))
+    assert checkpoint.chain == [good]
+    (folder / "hf_transfer.json").write_text(json.dumps({"chain": [good, good | change]}))
+    with pytest.raises(CheckpointError, match="no list of trainings"):
+        _ = checkpoint.chain
+
+
+@pytest.mark.parametrize("comparison", [[], {}, {"recommendation": None}, {"recommendation": {"arm": 5, "budget": 1, "seed": 0}}], ids=str)
+def test_a_comparison_of_another_form_is_one_sentence(adapter: Path, comparison: object) -> None:
+    (adapter.parents[3] / "comparison.json").write_text(json.dumps(comparison))
+    with pytest.raises(RunFolderError, match="recommends no arm, budget and seed"):
+        ht.load(adapter.parents[3])
+
+
+@pytest.mark.parametrize("change", [{"target_parameters": 5}, {"use_bdlora": "x"}, {"trainable_token_indices": [5]}], ids=str)
+def test_an_adapter_config_that_cannot_be_meant_is_one_sentence(adapter: Path, change: dict[str, object]) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match="cannot load the weights"):
+        ht.load(adapter)
 
 
 @pytest.mark.parametrize("arm", ["../../../elsewhere", "/etc", "lora/../../.."])
