@@ -159,6 +159,8 @@ def test_a_crash_and_workers_tell_no_secret(tiny_bert: Path, topics_folder: Path
         ("git clone https://token@host/x", "git clone https://***@host/x"),
         ("as postgresql://USER:PASSWORD@HOST/NAME", "as postgresql://USER:PASSWORD@HOST/NAME"),
         ("mail me@host, or see https://host/x", "mail me@host, or see https://host/x"),
+        ("no file hf://datasets/org/rows@0a1b/x.csv", "no file hf://datasets/org/rows@0a1b/x.csv"),
+        ("at xhf://token@host", "at xhf://***@host"),
         ("did you mean 'x'? is it a/b?", "did you mean 'x'? is it a/b?"),
     ],
 )
