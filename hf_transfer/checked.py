@@ -24,6 +24,7 @@ T = TypeVar("T")
 SHORT = reprlib.Repr()
 """Shows a value in a message: a YAML file of a kilobyte may spell one of gigabytes."""
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
+SHORT.maxlevel = 2
 
 
 @dataclass_transform(frozen_default=True)
@@ -67,11 +68,11 @@ def _problem(cls: type, detail: Any) -> str:
             return f"{where}: {message}" if where else message
         case "literal_error":
             choices = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-            return f"{where}: expected {detail['ctx']['expected']}, found {shown}{did_you_mean(str(found), choices)}"
+            return f"{where}: expected {detail['ctx']['expected']}, found {shown}{_suggestion(found, choices)}"
         case "union_tag_invalid":
             kind = found.get("kind") if isinstance(found, dict) else found
             kinds = [choice.strip("' ") for choice in detail["ctx"]["expected_tags"].split(",")]
-            return f"{where}.kind: expected one of {listed(kinds)}, found {kind!r}{did_you_mean(str(kind), kinds)}"
+            return f"{where}.kind: expected one of {listed(kinds)}, found {SHORT.repr(kind)}{_suggestion(kind, kinds)}"
         case "string_too_short":
             return f"{where}: must not be empty"
         case "string_too_long":
@@ -87,6 +88,10 @@ def _problem(cls: type, detail: Any) -> str:
         case _:
             expected = detail["msg"].removeprefix("Input should be ")
             return f"{where}: expected {'a value ' if expected.startswith(('greater', 'less')) else ''}{expected}, found {shown}"
+
+
+def _suggestion(found: Any, known: list[str]) -> str:
+    return did_you_mean(SHORT.repr(found).strip("'"), known)
 
 
 def _follow(cls: Any, location: tuple[int | str, ...]) -> tuple[list[str], Any]:

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,20 @@ def test_a_bad_config_file(tmp_path: Path, text: str, message: str) -> None:
         read_yaml(tmp_path / "x.yaml")
     with pytest.raises(ConfigError, match="does not exist"):
         read_yaml(tmp_path / "y.yaml")
+
+
+@pytest.mark.parametrize(
+    "fields", ["arms: *a8", "task: {kind: *a8}", "training: {precision: *a8}", "data: {label_names: *a8}", "data: {columns: {text: *a8}}"]
+)
+def test_a_small_file_that_spells_a_large_value_is_told_of_shortly(tmp_path: Path, fields: str) -> None:
+    lists = [f"- &a{depth} [{', '.join([f'*a{depth - 1}'] * 9)}]" for depth in range(1, 9)]
+    (tmp_path / "x.yaml").write_text("\n".join(["unused:", "- &a0 [x, x, x, x, x, x, x, x, x]", *lists, fields]))
+    values = read_yaml(tmp_path / "x.yaml")
+    del values["unused"]
+    started = time.perf_counter()
+    with pytest.raises(ConfigError) as told:
+        ht.Recipe.from_dict({"name": "x"} | values)
+    assert len(str(told.value)) < 5000 and time.perf_counter() - started < 20
 
 
 def test_a_task_without_a_kind_is_a_text_classification_and_both_come_back() -> None:
