@@ -193,9 +193,13 @@ def _read_json(path: Path) -> Dataset:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     values: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in columns}
     for column in columns:
-        kinds = {"number" if type(value) in (int, float) else type(value).__name__ for value in values[column] if value is not None}
-        if len(kinds) > 1:
-            raise DataError(f"{path}: column '{column}' mixes {listed(sorted(kinds))}; make every row the same type")
+        first_rows: dict[str, int] = {}
+        for row, value in enumerate(values[column]):
+            if value is not None:
+                first_rows.setdefault("number" if type(value) in (int, float) else type(value).__name__, row)
+        if len(first_rows) > 1:
+            rows = listed(f"row {row} is the first {kind}" for kind, row in first_rows.items())
+            raise DataError(f"{path}: column '{column}' mixes {listed(sorted(first_rows))} ({rows}); make every row the same type")
     try:
         return Dataset.from_dict(values)
     except MISFITS as error:

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -282,7 +283,9 @@ def parse_json(path: Path, text: str, line: int | None = None) -> Any:
     except DataError:
         raise
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} is malformed: line {line or error.lineno}: {error.msg}") from None
+        # Some of the parser's sentences break off before the place ("Invalid control character at").
+        what = re.sub(r"( starting)? at$", "", error.msg)
+        raise DataError(f"{path} is malformed: line {line or error.lineno}, column {error.colno}: {what}") from None
     except RecursionError:
         raise DataError(f"{where} holds lists or objects too deep in each other") from None
     except ValueError as error:
