@@ -112,7 +112,7 @@ def model_folder_of(folder: Path) -> Path:
             chosen = read_json(run / COMPARISON_FILE)["recommendation"]
             folder = cell_folder(run, chosen["arm"], chosen["budget"], chosen["seed"])
         except (TypeError, LookupError):
-            raise RunFolderError(f"{run / COMPARISON_FILE} recommends no arm, budget and seed: it was changed by hand, run again") from None
+            raise RunFolderError(f"{run / COMPARISON_FILE} recommends no arm, budget and seed: --resume writes it anew") from None
         if not Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(run)):
             raise RunFolderError(f"{run / COMPARISON_FILE} recommends a model outside the run's folder: it was changed by hand, run again")
         if not (folder / MODEL_FOLDER).is_dir():
@@ -376,10 +376,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(
-            f"{path} is damaged and cannot be read ({first_line(error)}): bring it back; of a training, remove its folder and go on with "
-            "--resume"
-        ) from None
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> RunFolderError:
+    """Give the error that says a file of a run or a model cannot be read, and what to do."""
+    return RunFolderError(
+        f"{path} is damaged and cannot be read ({first_line(error)}): bring it back; of a training, remove its folder and go on with --resume"
+    )
 
 
 def sha256_of_files(paths: list[Path]) -> str:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_transfer.evaluation.metrics import Predictions
-from hf_transfer.files import atomic_file
+from hf_transfer.files import atomic_file, damaged
 
 
 def write_predictions(path: Path, row_ids: np.ndarray, predicted: Predictions, clusters: np.ndarray, as_lists: bool) -> None:
@@ -26,7 +26,19 @@ def write_predictions(path: Path, row_ids: np.ndarray, predicted: Predictions, c
 
 
 def read_predictions(path: Path, labels: Sequence[str]) -> tuple[Predictions, np.ndarray]:
-    """Read what `write_predictions` wrote, its items in one count; and the cluster of each row, (B,)."""
+    """Read what `write_predictions` wrote, its items in one count; and the cluster of each row, (B,).
+
+    Raises:
+        RunFolderError: The file is damaged.
+    """
+    try:
+        return _read(path, labels)
+    # Arrow says of damage that it is an ArrowInvalid, which is a ValueError, or an OSError.
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(path, error) from None
+
+
+def _read(path: Path, labels: Sequence[str]) -> tuple[Predictions, np.ndarray]:
     table = pq.read_table(path).combine_chunks()
     columns = {name: table[name].combine_chunks() for name in ("reference", "prediction", "probabilities")}
     first_item = np.arange(table.num_rows + 1)

@@ -311,12 +311,16 @@ def test_a_report_needs_a_finished_run_of_this_version(make_run: MakeRun, tmp_pa
             read(folder)
 
 
-@pytest.mark.parametrize("name", ["comparison.json", "hygiene.json", "head/budget-60/seed-2/result.json"])
+@pytest.mark.parametrize(
+    "name", ["comparison.json", "hygiene.json", "head/budget-60/seed-2/result.json", "*/budget-*/seed-*/predictions.parquet"]
+)
 def test_a_damaged_file_is_named(make_run: MakeRun, name: str) -> None:
     folder = make_run()
-    assert (folder / name).is_file()
-    (folder / name).write_text('{"half')
-    with pytest.raises(RunFolderError, match=rf"{name} is damaged and cannot be read"):
+    paths = list(folder.glob(name))
+    assert paths
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RunFolderError, match=rf"{Path(name).name} is damaged and cannot be read"):
         render_report(folder)
 
 
