@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
 from hf_transfer.errors import ConfigError, did_you_mean, listed
-from hf_transfer.files import RECIPE_FILE
+from hf_transfer.files import RECIPE_FILE, expanded
 from hf_transfer.recipe import DataConfig, Recipe, parse_yaml, read_yaml
 from hf_transfer.recipe_files import load_recipe, recipe_names
 from hf_transfer.run_settings import RECORDED, TRACKERS, check_arms
@@ -86,7 +86,9 @@ def named_recipe(flags: argparse.Namespace) -> tuple[Recipe, dict[str, Any]]:
         ConfigError: There is none, or a flag cannot be meant.
     """
     if flags.name is None and flags.config is None and getattr(flags, "resume", None) and flags.output_dir:
-        flags.config = str(Path(flags.output_dir) / RECIPE_FILE)
+        flags.config = str(expanded(flags.output_dir) / RECIPE_FILE)
+        if not os.path.lexists(flags.config):
+            raise ConfigError(f"there is no run in {flags.output_dir} to go on with; name a recipe ({listed(recipe_names())}) to begin one")
     if flags.name is None and flags.config is None:
         raise ConfigError(f"name a recipe ({listed(recipe_names())}), or a file with --config")
     if flags.name is not None and not flags.name.endswith((".yaml", ".yml")):

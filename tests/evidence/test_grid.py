@@ -205,6 +205,27 @@ def test_a_finished_training_that_lost_a_file_is_named(topics_recipe: ht.Recipe,
     assert stamps(copied) == before
 
 
+@pytest.mark.parametrize("kept", [0, 500])
+def test_damaged_predictions_of_a_finished_training_are_named(topics_recipe: ht.Recipe, copied: Path, kept: int) -> None:
+    lost = next(copied.glob("head/budget-*/seed-*/predictions.parquet"))
+    lost.write_bytes(lost.read_bytes()[:kept])
+    with pytest.raises(RunFolderError, match="predictions.parquet is damaged and cannot be read"):
+        ht.run(topics_recipe, output_dir=copied, resume=True, **GRID)
+
+
+def test_a_comparison_that_recommends_nothing_is_named(copied: Path) -> None:
+    for content in ("{}", "[]", '{"recommendation": {}}'):
+        (copied / "comparison.json").write_text(content)
+        with pytest.raises(RunFolderError, match="comparison.json recommends no model: --resume writes it anew"):
+            ht.load(copied)
+
+
+def test_a_mistyped_folder_to_go_on_with_is_named(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("run", "--output-dir", tmp_path / "typo", "--resume")
+    assert (code, "error: there is no run in " in err, "typo to go on with; name a recipe (" in err) == (2, True, True)
+    assert not (tmp_path / "typo").exists()
+
+
 def test_models_may_be_removed_before_a_run_goes_on(topics_recipe: ht.Recipe, copied: Path) -> None:
     removed = list(copied.glob("*/budget-*/seed-*/model"))
     for model in removed:
