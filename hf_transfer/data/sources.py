@@ -198,8 +198,8 @@ def _read_json(path: Path) -> Dataset:
             if value is not None:
                 first_rows.setdefault("number" if type(value) in (int, float) else type(value).__name__, row)
         if len(first_rows) > 1:
-            rows = listed(f"row {row} is the first {kind}" for kind, row in first_rows.items())
-            raise DataError(f"{path}: column '{column}' mixes {listed(sorted(first_rows))} ({rows}); make every row the same type")
+            where = listed(f"row {row} is the first {kind}" for kind, row in first_rows.items())
+            raise DataError(f"{path}: column '{column}' mixes {listed(sorted(first_rows))} ({where}); make every row the same type")
     try:
         return Dataset.from_dict(values)
     except MISFITS as error:
