@@ -99,6 +99,10 @@ def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_fil
 
 def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequence[PlannedCell], left: Sequence[PlannedCell]) -> None:
     """Write what is known before any training, and say it."""
+    # A mistyped folder would otherwise go unnoticed.
+    begins = (
+        [f"{output_dir} holds no run to go on with, so one begins"] if settings.resume and not (output_dir / RECIPE_FILE).exists() else []
+    )
     write_text(output_dir / RECIPE_FILE, to_yaml(study.recipe.to_dict() | {"run": settings.recorded()}))
     if settings.private_data:
         hide_data(output_dir)
@@ -109,7 +113,7 @@ def _begin(study: Study, settings: RunSettings, output_dir: Path, cells: Sequenc
     write_json(output_dir / HYGIENE_FILE, hygiene)
     finished_before = [cell for cell in cells if cell not in left]
     mixture = mixture_notes(output_dir, finished_before, left, study.accelerator) if left else []
-    say(study.accelerator, _describe(study, len(left), len(cells), output_dir, [*overlap_notes(hygiene), *mixture]))
+    say(study.accelerator, _describe(study, len(left), len(cells), output_dir, [*begins, *overlap_notes(hygiene), *mixture]))
 
 
 def _conclude(study: Study, settings: RunSettings, output_dir: Path, failed: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -220,6 +220,16 @@ def test_a_comparison_that_recommends_nothing_is_named(copied: Path) -> None:
             ht.load(copied)
 
 
+def test_a_resumed_run_that_there_is_not_begins_and_says_so(
+    topics_recipe: ht.Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for _ in range(2):
+        ht.run(topics_recipe, output_dir=tmp_path / "run", resume=True, arms=["head"], budgets=[60], seeds=[0])
+        told.append("run holds no run to go on with, so one begins" in capsys.readouterr().err)
+    assert told == [True, False]
+
+
 def test_a_mistyped_folder_to_go_on_with_is_named(run: Run, tmp_path: Path) -> None:
     code, _, err = run("run", "--output-dir", tmp_path / "typo", "--resume")
     assert (code, "error: there is no run in " in err, "typo to go on with; name a recipe (" in err) == (2, True, True)
