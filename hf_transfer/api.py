@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.data.hub import hub_answers, is_local_checkpoint, is_local_dataset
+from hf_transfer.disk import expanded, read_json, write_text
 from hf_transfer.errors import (
     CheckpointError,
     ConfigError,
@@ -15,18 +16,7 @@ from hf_transfer.errors import (
     check_no_name_clash,
     listed,
 )
-from hf_transfer.files import (
-    COMPARISON_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    RESULT_FILE,
-    cache_limit_bytes,
-    cell_folder,
-    expanded,
-    model_folder_of,
-    read_json,
-    write_text,
-)
+from hf_transfer.files import COMPARISON_FILE, RECIPE_FILE, REPORT_FILE, RESULT_FILE, cache_limit_bytes, cell_folder, model_folder_of
 from hf_transfer.recipe import Recipe, read_yaml
 from hf_transfer.run_settings import RunSettings, check_settings, recorded_settings
 

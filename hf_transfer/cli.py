@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 import hf_transfer
 from hf_transfer import api
 from hf_transfer.data.hub import is_local_checkpoint
+from hf_transfer.disk import expanded, write_text
 from hf_transfer.errors import ConfigError, SharedTrainingError, TransferError, check_no_name_clash, did_you_mean, listed
-from hf_transfer.files import REPORT_FILE, expanded, write_text
+from hf_transfer.files import REPORT_FILE
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, column_pairs, named_recipe, resolve, set_offline
 from hf_transfer.recipe import Recipe
 from hf_transfer.recipe_files import load_recipe, new_recipe, recipe_names

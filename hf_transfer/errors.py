@@ -17,12 +17,12 @@ class TransferError(Exception):
     Rows are named by their row id, the position from 0; lines of a file are counted from 1, as editors do.
     """
 
+    is_shared = False
+    """Every process of the run has it at the same point."""
+
     def __str__(self) -> str:
         """Give the sentence, whatever it quotes: it may hold a row of the data, halves of characters, or a URL with a password."""
         return visible_line(without_secrets(" ".join(map(str, self.args))))
-
-    is_shared = False
-    """Every process of the run has it at the same point."""
 
 
 class ConfigError(TransferError, ValueError):

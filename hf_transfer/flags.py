@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint, is_local_dataset, is_offline
+from hf_transfer.disk import expanded
 from hf_transfer.errors import ConfigError, did_you_mean, listed
-from hf_transfer.files import RECIPE_FILE, expanded
+from hf_transfer.files import RECIPE_FILE
 from hf_transfer.recipe import DataConfig, Recipe, parse_yaml, read_yaml
 from hf_transfer.recipe_files import load_recipe, recipe_names
 from hf_transfer.run_settings import RECORDED, TRACKERS, check_arms

@@ -6,8 +6,8 @@ import re
 import traceback
 from pathlib import Path
 
+from hf_transfer.disk import expanded
 from hf_transfer.errors import ConfigError, TransferError, did_you_mean, first_line, listed
-from hf_transfer.files import expanded
 from hf_transfer.recipe import Recipe, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -6,20 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_transfer.disk import atomic_file, atomic_folder, held, holds_something, read_json, remove_folder, sweep, write_json
 from hf_transfer.errors import RunFolderError
-from hf_transfer.files import (
-    atomic_file,
-    atomic_folder,
-    cell_folder,
-    held,
-    holds_something,
-    open_run_folder,
-    read_json,
-    remove_folder,
-    run_folder_of,
-    sweep,
-    write_json,
-)
+from hf_transfer.files import cell_folder, open_run_folder, run_folder_of
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -123,7 +112,7 @@ def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:
 
 def test_a_temporary_folder_goes_with_its_process_or_when_the_next_one_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "import os, signal, sys; from hf_transfer.files import temporary_folder; folder = temporary_folder(); "
+        "import os, signal, sys; from hf_transfer.files import temporary_folder; folder = temporary_folder; "
         "(folder / 'weights').write_text('x'); print(folder, flush=True); "
         "sys.argv[1] == 'killed' and os.kill(os.getpid(), signal.SIGKILL); sys.argv[1] == 'waits' and sys.stdin.read()"
     )

@@ -9,6 +9,7 @@ PACKAGE = Path(hf_transfer.__file__).parent
 ORDER = [
     "escaping",
     "errors",
+    "disk",
     "files",
     "checked",
     "task_configs",

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hf_transfer.files import atomic_file, disk_fault
+from hf_transfer.disk import atomic_file, disk_fault
 
 SUFFIX = ".safetensors"
 FILE_BYTES = 2**27

@@ -24,6 +24,9 @@ ASIDES = ("://datasets-server.", "/datasets.huggingface.co/", "/api/agent-harnes
 """In addresses that the libraries ask besides, and do without: exported tables, a counter of downloads, names of agents."""
 
 
+_one_at_a_time = threading.RLock()
+
+
 class HubFailure(Exception):
     """The Hub did not answer, or not as it should, as often as it was asked. For `describe_failure`, not for the user."""
 
@@ -51,17 +54,22 @@ def patient_requests() -> Iterator[HubLog]:
     (huggingface_hub 2.4, `file_download._ETAG_RETRY_TIMEOUT`), and as long as a `Retry-After` says. They share one client, whose
     `send` all requests go through; what Xet downloads has retries of its own.
 
+    The client is the process's: what another thread asks of the Hub meanwhile is bounded alike. One block runs at a time.
+
     Yields:
         What is kept of failures, also of those that a library hides by taking its cache.
     """
-    client, log = get_session(), HubLog()
-    sender = _PatientSender(client, log)
-    # On the instance, in front of the class's own.
-    vars(client)["send"] = sender.send
-    try:
-        yield log
-    finally:
-        vars(client).pop("send", None)
+    with _one_at_a_time:
+        client, log = get_session(), HubLog()
+        before = vars(client).get("send")
+        # On the instance, in front of the class's own.
+        vars(client)["send"] = _PatientSender(client, log).send
+        try:
+            yield log
+        finally:
+            del vars(client)["send"]
+            if before is not None:
+                vars(client)["send"] = before
 
 
 def describe_failure(log: HubLog, kind: str, name: str, revision: str | None = None) -> str:

@@ -21,8 +21,8 @@ from hf_transfer.data.hub import CONLL_SUFFIXES, DATA_SUFFIXES, EMBEDDED, cache_
 from hf_transfer.data.hub_requests import describe_failure, patient_requests
 from hf_transfer.data.image_folder import holds_image_folders, read_image_folder
 from hf_transfer.data.tables import SEPARATORS, check_utf8, json_lines, parse_json, read_delimited
+from hf_transfer.disk import DISK_REMEDIES, disk_fault
 from hf_transfer.errors import DataError, did_you_mean, first_line, listed
-from hf_transfer.files import DISK_REMEDIES, disk_fault
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 DIGITS = "vit"

@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hf_transfer.data.tables import SEPARATORS, Chunk, check_tables, outline, read_chunks, table_writer
+from hf_transfer.data.table_writing import table_writer
+from hf_transfer.data.tables import SEPARATORS, Chunk, check_tables, outline, read_chunks
 from hf_transfer.errors import ConfigError, DataError, did_you_mean, listed
 
 CHUNK_ROWS = 4096

@@ -9,10 +9,11 @@ from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from hf_transfer.disk import empty_folder, make_folder, write_json
 from hf_transfer.errors import DivergedError, SharedTrainingError, TrainingError, first_line
 from hf_transfer.evidence.cell import run_cell, title_of
 from hf_transfer.evidence.study import Study
-from hf_transfer.files import FAILURE_FILE, MODEL_FOLDER, STATE_FOLDER, cell_folder, empty_folder, make_folder, write_json
+from hf_transfer.files import FAILURE_FILE, MODEL_FOLDER, STATE_FOLDER, cell_folder
 from hf_transfer.recipe import Arm
 from hf_transfer.run_settings import Budget
 

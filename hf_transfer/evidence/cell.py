@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_transfer.data.hub import EMBEDDED, is_local_dataset
+from hf_transfer.disk import expanded, make_folder, remove_folder, sha256_of_files, write_json
 from hf_transfer.errors import DivergedError
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evidence.arms import build_arm
@@ -21,18 +22,7 @@ from hf_transfer.evidence.fit import fit
 from hf_transfer.evidence.measure import evaluate
 from hf_transfer.evidence.predictions import write_predictions
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import (
-    LOGS_FOLDER,
-    MODEL_FOLDER,
-    PREDICTIONS_FILE,
-    RESULT_FILE,
-    STATE_FOLDER,
-    expanded,
-    make_folder,
-    remove_folder,
-    sha256_of_files,
-    write_json,
-)
+from hf_transfer.files import LOGS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RESULT_FILE, STATE_FOLDER
 from hf_transfer.models.build import count_parameters
 from hf_transfer.models.saved import Sidecar, save_model
 from hf_transfer.models.sharding import whole_weights

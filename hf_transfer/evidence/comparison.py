@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from hf_transfer.disk import read_json
 from hf_transfer.evaluation.metrics import Metrics
 from hf_transfer.evidence.learning_curves import label_efficiency, training_speed
 from hf_transfer.evidence.predictions import read_predictions
 from hf_transfer.evidence.statistics import Estimate, estimate, holm, minimum_detectable, row_values
-from hf_transfer.files import PREDICTIONS_FILE, RESULT_FILE, cell_folder, read_json
+from hf_transfer.files import PREDICTIONS_FILE, RESULT_FILE, cell_folder
 from hf_transfer.run_settings import Budget, budget_order
 
 VERDICT_LEVEL = 0.05

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hf_transfer.disk import read_json, write_json, write_text
 from hf_transfer.errors import RunFolderError, TrainingError
 from hf_transfer.evidence.attempt import PlannedCell, attempt_cell, describe_failure, quick_collections
 from hf_transfer.evidence.comparison import compare, read_cells
@@ -17,17 +18,7 @@ from hf_transfer.evidence.hygiene import describe_data, overlap_notes
 from hf_transfer.evidence.resume import clear_unfinished, drop_states_of_other_settings, go_on, hide_data, mixture_notes, read_earlier
 from hf_transfer.evidence.study import Study, prepare_study
 from hf_transfer.evidence.workers import check_parallel, train_in_workers
-from hf_transfer.files import (
-    COMPARISON_FILE,
-    EXAMPLES_FILE,
-    HYGIENE_FILE,
-    RECIPE_FILE,
-    RESULT_FILE,
-    open_run_folder,
-    read_json,
-    write_json,
-    write_text,
-)
+from hf_transfer.files import COMPARISON_FILE, EXAMPLES_FILE, HYGIENE_FILE, RECIPE_FILE, RESULT_FILE, open_run_folder
 from hf_transfer.recipe import Recipe, to_yaml
 from hf_transfer.run_settings import RunSettings
 from hf_transfer.training.device import make_accelerator

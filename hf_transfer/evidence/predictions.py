@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_transfer.disk import atomic_file, damaged
 from hf_transfer.evaluation.metrics import Predictions
-from hf_transfer.files import atomic_file, damaged
 
 
 def write_predictions(path: Path, row_ids: np.ndarray, predicted: Predictions, clusters: np.ndarray, as_lists: bool) -> None:

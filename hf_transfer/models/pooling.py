@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from hf_transfer.disk import read_json
 from hf_transfer.errors import CheckpointError, RunFolderError
-from hf_transfer.files import SIDECAR_FILE, read_json
+from hf_transfer.files import SIDECAR_FILE
 from hf_transfer.models.tuning import find_blocks
 
 MEAN = "mean"

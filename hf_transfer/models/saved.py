@@ -12,18 +12,9 @@ from transformers import PretrainedConfig
 
 from hf_transfer.checked import config as checked
 from hf_transfer.data.hub import EMBEDDED, hub_answers, is_local_checkpoint
+from hf_transfer.disk import atomic_folder, read_json, temporary_folder, write_json
 from hf_transfer.errors import CheckpointError, ConfigError, TransferError
-from hf_transfer.files import (
-    CARD_FILE,
-    MODEL_FOLDER,
-    RECIPE_FILE,
-    SIDECAR_FILE,
-    atomic_folder,
-    read_json,
-    run_folder_of,
-    temporary_folder,
-    write_json,
-)
+from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RECIPE_FILE, SIDECAR_FILE, run_folder_of
 from hf_transfer.models.build import Architecture, build_model, labelled_config, loading, quiet_loading
 from hf_transfer.models.checkpoint import (
     EMBEDDED_CHECKPOINTS,

@@ -8,9 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from hf_transfer.data.hub import is_local_checkpoint, is_local_dataset
+from hf_transfer.disk import read_json, write_text
 from hf_transfer.errors import listed
 from hf_transfer.escaping import markdown_code, markdown_text
-from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RESULT_FILE, SIDECAR_FILE, read_json, write_text
+from hf_transfer.files import CARD_FILE, MODEL_FOLDER, RESULT_FILE, SIDECAR_FILE
 
 EXAMPLES = {
     "text-classification": '["a text"]',

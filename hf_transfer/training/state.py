@@ -20,13 +20,12 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hf_transfer.disk import disk_faults, make_folder, move_into_place, read_json, sha256_of_files, temporary_file, write_json
 from hf_transfer.errors import RunFolderError
-from hf_transfer.files import make_folder, move_into_place, read_json, sha256_of_files, temporary_file, write_json
 from hf_transfer.models.sharding import gather, local, shard, shard_of
 from hf_transfer.training.processes import on_main_process
 
 Tensors = Mapping[str, torch.Tensor]
-VERSION = "1"
 NUM_KEPT = 2
 RESUMED_FILE = "resumed.json"
 SLOW_SECONDS = 30.0
@@ -119,7 +118,7 @@ def write_state(folder: Path, state: State) -> None:
         DiskError: It cannot be written; what was there stays.
     """
     updates = state.values["updates"]
-    header = {"version": VERSION, "values": json.dumps(state.values, allow_nan=False)}
+    header = {"values": json.dumps(state.values, allow_nan=False)}
     make_folder(folder)
     before = state_files(folder)
     with temporary_file(folder / f"update-{updates}") as temporary:
@@ -137,15 +136,20 @@ def read_state(folder: Path) -> State | None:
 
     Returns:
         The state, or None where there is none that is whole.
+
+    Raises:
+        DiskError: A damaged one cannot be removed.
     """
-    for path in reversed(state_files(folder)):
+    for number, path in reversed(list(enumerate(state_files(folder)))):
         if path.name.split(".")[1] == sha256_of_files([path]):
             with safe_open(path, "pt") as file:
                 # Cloned, because what is read lies in the file, which will be removed.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 return State(json.loads(file.metadata()["values"]), tensors)
-        print(f"note: {path} is damaged (its bytes are not those that were saved): going on from what was saved before it", file=sys.stderr)
-        path.unlink()
+        instead = "going on from the one before it" if number else "the training begins anew"
+        print(f"note: {path} is damaged (its bytes are not those that were saved): {instead}", file=sys.stderr)
+        with disk_faults(path):
+            path.unlink()
     return None
 
 

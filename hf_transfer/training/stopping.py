@@ -52,7 +52,9 @@ class Stopping:
         if signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None is one that Python did not install, and cannot.
+            if handler is not None:
+                signal.signal(number, handler)  # type: ignore[arg-type]
         rings, interval = self._alarm
         if rings:
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, rings - time.monotonic()), interval)

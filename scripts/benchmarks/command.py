@@ -14,8 +14,8 @@ from typing import Any
 
 from cases import CASES, FEW_SHOT
 from hf_transfer.data.hub import hub_answers
+from hf_transfer.disk import write_json
 from hf_transfer.errors import ConfigError, TransferError, did_you_mean, listed
-from hf_transfer.files import write_json
 from hf_transfer.flags import Parser
 
 

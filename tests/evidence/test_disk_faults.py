@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import hf_transfer as ht
-from hf_transfer import files
+from hf_transfer import disk
+from hf_transfer.disk import atomic_file, atomic_folder, make_folder, write_json
 from hf_transfer.errors import DiskError, RunFolderError
-from hf_transfer.files import atomic_file, atomic_folder, make_folder, write_json
 from tests.conftest import Run, make_rows, write_csv
 from tests.evidence.conftest import GRID, assert_is_whole, finished, stamps
 
@@ -62,7 +62,7 @@ def test_whatever_refuses_a_write_the_target_is_named_and_nothing_is_left(tmp_pa
         for write, name in ((atomic_file, "result.json"), (atomic_folder, "model")):
             with pytest.raises(DiskError) as told, write(tmp_path / name):
                 refused()
-            assert str(told.value).startswith(f"cannot write {tmp_path / name} ({os.strerror(fault)}): {files.DISK_REMEDIES[fault]}; ")
+            assert str(told.value).startswith(f"cannot write {tmp_path / name} ({os.strerror(fault)}): {disk.DISK_REMEDIES[fault]}; ")
             assert isinstance(told.value, RunFolderError) and isinstance(told.value, OSError)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     assert (tmp_path / "result.json").read_text() == "{}"
@@ -112,7 +112,7 @@ def test_a_fault_at_every_write_leaves_what_was_finished_and_is_made_good_by_res
     """Each thing that is flushed while a cell and the comparison are written is refused once; distinct states are gone on from."""
     shutil.rmtree(copied / "head/budget-30/seed-1")
     (copied / "comparison.json").unlink()
-    flush = files._flush_to_disk
+    flush = disk._flush_to_disk
     flushed: list[str] = []
 
     def go_on(folder: Path, refused: int | None) -> None:
@@ -129,7 +129,7 @@ def test_a_fault_at_every_write_leaves_what_was_finished_and_is_made_good_by_res
             flush(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_flush_to_disk", flushing)
+            patch.setattr(disk, "_flush_to_disk", flushing)
             ht.run(topics_recipe, output_dir=folder, resume=True, **GRID)
 
     go_on(shutil.copytree(copied, tmp_path / "counted"), None)
@@ -195,7 +195,7 @@ def test_a_folder_that_becomes_read_only(
         f"error: cannot write to output folder {folder} (Read-only file system): name another with --output-dir"
     )
     mount("rw")
-    write = files.write_json
+    write = disk.write_json
 
     def write_the_first_result(path: Path, value: Any) -> None:
         write(path, value)

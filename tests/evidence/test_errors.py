@@ -10,11 +10,12 @@ from accelerate import Accelerator
 
 import hf_transfer as ht
 from hf_transfer.data.tags import find_entities
+from hf_transfer.disk import read_json
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evidence.errors import _surest, average, describe_errors, find_label_errors
 from hf_transfer.evidence.hygiene import EXCERPT, MAX_SHOWN
 from hf_transfer.evidence.study import Study, prepare_study
-from hf_transfer.files import EXAMPLES_FILE, read_json
+from hf_transfer.files import EXAMPLES_FILE
 from hf_transfer.tasks import text_classification
 from tests.conftest import make_rows, make_sentences, write_jsonl
 

@@ -17,10 +17,10 @@ import torch
 import yaml
 
 import hf_transfer as ht
-from hf_transfer import files
+from hf_transfer import disk
+from hf_transfer.disk import held
 from hf_transfer.errors import ConfigError, RunFolderError, TrainingError
 from hf_transfer.evidence import attempt
-from hf_transfer.files import held
 from tests.conftest import Run, save_tiny_bert
 from tests.evidence.conftest import ARMS, GRID, assert_is_whole, finished, stamps, wait_for
 
@@ -50,7 +50,7 @@ def test_a_run_killed_while_it_writes_goes_on_and_finds_the_same(
     shutil.rmtree(copied / "head/budget-30/seed-1")
     (copied / "comparison.json").unlink()
     moments: dict[tuple[str, ...], Path] = {}
-    flush = files._flush_to_disk
+    flush = disk._flush_to_disk
 
     def flushing(path: Path) -> None:
         # Temporary names are new each time.
@@ -60,7 +60,7 @@ def test_a_run_killed_while_it_writes_goes_on_and_finds_the_same(
         flush(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_flush_to_disk", flushing)
+        patch.setattr(disk, "_flush_to_disk", flushing)
         ht.run(topics_recipe, output_dir=copied, resume=True, **GRID)
     assert_is_whole(copied, whole)
     assert len(moments) >= 8, "recipe, model, predictions and result are each flushed before and after they get their name"

@@ -15,9 +15,10 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 import hf_transfer as ht
 from hf_transfer.data import near_duplicates
+from hf_transfer.disk import read_json
 from hf_transfer.evidence.hygiene import EXCERPT, describe_data, is_sampled, overlap_notes
 from hf_transfer.evidence.study import Study, prepare_study
-from hf_transfer.files import COMPARISON_FILE, EXAMPLES_FILE, HYGIENE_FILE, read_json
+from hf_transfer.files import COMPARISON_FILE, EXAMPLES_FILE, HYGIENE_FILE
 from hf_transfer.task_configs import Task
 from tests.conftest import Run, make_rows, make_sentences, write_jsonl
 

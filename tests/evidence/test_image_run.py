@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 import hf_transfer as ht
+from hf_transfer.disk import read_json
 from hf_transfer.errors import ConfigError
 from hf_transfer.evidence.arms import build_arm
 from hf_transfer.evidence.study import prepare_study
-from hf_transfer.files import read_json
 from hf_transfer.models.checkpoint import is_adapter
 from hf_transfer.models.saved import open_base
 from hf_transfer.tasks import image_classification

@@ -16,6 +16,7 @@ import pytest
 
 import hf_transfer as ht
 from hf_transfer.cli import run_cli
+from hf_transfer.disk import read_json, write_json
 from hf_transfer.errors import ConfigError, RunFolderError
 from hf_transfer.escaping import markdown_code, markdown_text
 from hf_transfer.evidence.report.formats import interval, percent, score, signed
@@ -29,7 +30,6 @@ from hf_transfer.evidence.report.sentences import (
     label_efficiency,
     ship_evidence,
 )
-from hf_transfer.files import read_json, write_json
 from tests.evidence.made_runs import PIXEL, MakeRun
 
 HOSTILE = [

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import hf_transfer as ht
+from hf_transfer.disk import read_json
 from hf_transfer.evidence.report.formats import interval, score, signed
-from hf_transfer.files import read_json
 from tests.evidence.made_runs import MakeRun
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hf_transfer as ht
-from hf_transfer.files import read_json, write_json
+from hf_transfer.disk import read_json, write_json
 from hf_transfer.flags import Parser, add_grid_flags, add_run_flags, apply_flags, column_pairs, pop_run_section
 from hf_transfer.recipe import default_arms, read_yaml, to_yaml
 from hf_transfer.recipe_files import load_recipe

@@ -33,10 +33,11 @@ from transformers import (
 )
 
 import hf_transfer as ht
+from hf_transfer.disk import write_text
 from hf_transfer.errors import CheckpointError, ConfigError
 from hf_transfer.evidence.arms import build_arm, check_arm
 from hf_transfer.evidence.study import check_reading
-from hf_transfer.files import MODEL_FOLDER, RECIPE_FILE, cell_folder, write_text
+from hf_transfer.files import MODEL_FOLDER, RECIPE_FILE, cell_folder
 from hf_transfer.models.build import Architecture, build_model, inspect, quiet_loading
 from hf_transfer.models.checkpoint import is_adapter, open_checkpoint
 from hf_transfer.models.saved import Sidecar, open_base, save_model

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.disk import read_json
 from hf_transfer.errors import RunFolderError, listed
 from hf_transfer.evaluation.metrics import Predictions
 from hf_transfer.evidence.predictions import read_predictions
@@ -20,7 +21,6 @@ from hf_transfer.files import (
     RESULT_FILE,
     SEARCH_FILE,
     cell_folder,
-    read_json,
 )
 from hf_transfer.recipe import read_yaml
 
