@@ -1,7 +1,6 @@
 """What `import hf_transfer as ht` offers: recipes by name, runs, their comparison, and trained models. Imports torch only when it must."""
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,12 +85,13 @@ def run(
     from hf_transfer.evidence.grid import run_grid
     from hf_transfer.publish.card import write_card
 
-    comparison = Comparison(folder, run_grid(recipe, settings, folder, local_files_only=_cache_only(recipe)))
-    if os.environ.get("RANK", "0") == "0":
+    def finish(values: dict[str, Any]) -> None:
+        comparison = Comparison(folder, values)
         for cell in comparison.cells():
             write_card(cell)
         write_text(folder / REPORT_FILE, comparison.report())
-    return comparison
+
+    return Comparison(folder, run_grid(recipe, settings, folder, _cache_only(recipe), finish))
 
 
 def validate(

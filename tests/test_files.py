@@ -112,7 +112,7 @@ def test_a_model_folder_knows_its_run(tmp_path: Path) -> None:
 
 def test_a_temporary_folder_goes_with_its_process_or_when_the_next_one_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "import os, signal, sys; from hf_transfer.files import temporary_folder; folder = temporary_folder; "
+        "import os, signal, sys; from hf_transfer.disk import temporary_folder; folder = temporary_folder(); "
         "(folder / 'weights').write_text('x'); print(folder, flush=True); "
         "sys.argv[1] == 'killed' and os.kill(os.getpid(), signal.SIGKILL); sys.argv[1] == 'waits' and sys.stdin.read()"
     )

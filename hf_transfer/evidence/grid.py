@@ -1,7 +1,7 @@
 """Every cell of a run, arms x budgets x seeds, and the comparison at its end."""
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ def run_grid(
     settings: RunSettings,
     output_dir: Path,
     local_files_only: bool = False,
+    finish: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Train every cell and write the run folder; nothing is written before the whole run is known to be possible.
 
@@ -40,6 +41,7 @@ def run_grid(
         settings: Which cells, and how.
         output_dir: The run folder; must hold nothing yet, or an earlier run where that is to be resumed.
         local_files_only: Take Hub ids from the cache.
+        finish: Takes what `comparison.json` holds, on the main process, and writes what else belongs into the folder while it is held.
 
     Returns:
         What `comparison.json` holds, on every process: the folder may be on the main one's machine only.
@@ -49,10 +51,17 @@ def run_grid(
         Interrupted: The run was asked to end.
     """
     with Stopping(settings.max_minutes) as stopping:
-        return _run_grid(recipe, settings, output_dir, local_files_only, stopping)
+        return _run_grid(recipe, settings, output_dir, local_files_only, stopping, finish)
 
 
-def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_files_only: bool, stopping: Stopping) -> dict[str, Any]:
+def _run_grid(
+    recipe: Recipe,
+    settings: RunSettings,
+    output_dir: Path,
+    local_files_only: bool,
+    stopping: Stopping,
+    finish: Callable[[dict[str, Any]], object] | None,
+) -> dict[str, Any]:
     accelerator = make_accelerator(recipe.training.precision)
     check_parallel(settings.parallel, accelerator)
     earlier = on_main_process(accelerator, lambda: read_earlier(output_dir)) if settings.resume else None
@@ -82,7 +91,14 @@ def _run_grid(recipe: Recipe, settings: RunSettings, output_dir: Path, local_fil
         failed = _train(study, left, settings, output_dir, local_files_only)
         if len(failed) == len(cells):
             raise TrainingError(f"no training of the run could be finished; the first: {failed[0]['error']}")
-        comparison = on_main_process(accelerator, lambda: _conclude(study, settings, output_dir, failed))
+
+        def conclude() -> dict[str, Any]:
+            comparison = _conclude(study, settings, output_dir, failed)
+            if finish is not None:
+                finish(comparison)
+            return comparison
+
+        comparison = on_main_process(accelerator, conclude)
     # None leaves while another still waits for it.
     accelerator.wait_for_everyone()
     return comparison
