@@ -167,6 +167,7 @@ def run_cell(study: Study, arm_name: str, arm: Arm, budget: Budget, seed: int, f
         "seed": seed,
         "budget": budget,
         "checkpoint": study.recipe.checkpoint,
+        "description_sha256": saving.origin["description"],
         "dataset": study.recipe.data.source,
         "metrics": {"validation": found.validation, "test": test_metrics},
         "settings": asdict(arm),
@@ -204,17 +205,20 @@ def origin_of_cell(study: Study, arm_name: str, arm: Arm) -> dict[str, Any]:
         arm_name: Arm of the recipe, whose settings are its `arm`.
         arm: What the cell trains with, its `settings`: the recipe's, or those that a search chose.
     """
-    checkpoint = study.architecture.checkpoint
-    # Scratch takes them, too.
-    described = [path for name in DESCRIBING if (path := checkpoint.folder / name).is_file()]
     return {
         "data": study.corpus.fingerprint,
-        "checkpoint": checkpoint.sha256 if arm.init == "pretrained" else None,
-        "description": sha256_of_files(described),
+        "checkpoint": study.architecture.checkpoint.sha256 if arm.init == "pretrained" else None,
+        "description": description_sha256(study),
         "arm": asdict(study.recipe.arms[arm_name]),
         "settings": asdict(arm),
         "environment": describe_environment(study.accelerator),
     }
+
+
+def description_sha256(study: Study) -> str:
+    """Give the hash of what the checkpoint holds beside weights, config and tokenizer: scratch takes them, too."""
+    folder = study.architecture.checkpoint.folder
+    return sha256_of_files([path for name in DESCRIBING if (path := folder / name).is_file()])
 
 
 def title_of(arm_name: str, budget: Budget, seed: int) -> str:

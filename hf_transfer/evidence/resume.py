@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_transfer.disk import empty_folder, holds_something, read_json, remove_folder, sweep
 from hf_transfer.errors import ConfigError, RunFolderError, listed
 from hf_transfer.evidence.attempt import PlannedCell
-from hf_transfer.evidence.cell import origin_of_cell
+from hf_transfer.evidence.cell import description_sha256, origin_of_cell
 from hf_transfer.evidence.environment import describe_environment
 from hf_transfer.evidence.study import Study
 from hf_transfer.files import FAILURE_FILE, PREDICTIONS_FILE, RECIPE_FILE, RESULT_FILE, STATE_FOLDER
@@ -202,6 +202,10 @@ def _check_origin(cell: Path, study: Study) -> None:
     found = {
         "data": (result["data"]["fingerprint"], study.corpus.fingerprint),
         f"checkpoint {study.recipe.checkpoint}": (weights, weights and study.architecture.checkpoint.sha256),
+        f"config, tokenizer or image processor of checkpoint {study.recipe.checkpoint}": (
+            result["description_sha256"],
+            description_sha256(study),
+        ),
     }
     if changed := [what for what, (before, now) in found.items() if before != now]:
         _refuse_changed(cell.parents[2], cell, changed, "was trained")

@@ -172,15 +172,18 @@ def test_other_data_or_weights_are_refused(topics_recipe: ht.Recipe, copied: Pat
     source, checkpoint = topics_folder.parent / "moved", tmp_path / "weights"
     shutil.copytree(topics_folder, tmp_path / "data")
     save_tiny_bert(checkpoint, initializer_range=0.05)
+    config = shutil.copytree(topics_recipe.checkpoint, tmp_path / "config") / "config.json"
+    config.write_text(config.read_text().replace('"gelu"', '"relu"'))
     recorded = yaml.safe_load((copied / "recipe.yaml").read_text())
-    for field, value in (("data", {"source": str(tmp_path / "data")}), ("checkpoint", str(checkpoint))):
+    cases = (("data", {"source": str(tmp_path / "data")}), ("checkpoint", str(checkpoint)), ("checkpoint", str(config.parent)))
+    for field, value in cases:
         # As if what stands under the same name had changed.
         changed = recorded[field] | value if field == "data" else value
         (copied / "recipe.yaml").write_text(yaml.safe_dump(recorded | {field: changed}, sort_keys=False))
         if field == "data":
             with (tmp_path / "data/train.csv").open("a") as file:
                 file.write("anchor and sail,boats\n")
-        with pytest.raises(RunFolderError, match=f"the {field}.* changed since .*/budget-30/seed-[01] was trained"):
+        with pytest.raises(RunFolderError, match=f"the .*{field}.* changed since .*/budget-30/seed-[01] was trained"):
             ht.run(
                 topics_recipe.override({field: value} if field == "checkpoint" else {"data.source": value["source"]}),
                 output_dir=copied,
