@@ -11,8 +11,9 @@ WORD_JOINER = "\u2060"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#&])")
 LINKS = re.compile(r"(@|://|\bwww\.)", re.IGNORECASE)
-# One slash where a URL was taken for a path. What stands before the @ of the libraries' hf://datasets/owner/name@revision is no user.
-SCHEME = re.compile(r"(?!\bhf:)\w\w:/{1,2}")
+# One slash where a URL was taken for a path. What stands before the @ of the libraries' hf://datasets/owner/name@revision is no
+# user, unless it has a password.
+SCHEME = re.compile(r"(?!\bhf:[^:]*$)\w\w:/{1,2}")
 # A user without a password may be a token; the placeholder of our own sentences is none.
 USER = re.compile(rf"({SCHEME.pattern})(?!/?USER:PASSWORD(?:@|$))([^:@/]*:)?.*")
 

@@ -91,7 +91,7 @@ def test_an_output_that_cannot_be_written(topics_model: Path, tmp_path: Path, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_transfer.data.tables._write_json", full)
+    monkeypatch.setattr("hf_transfer.data.table_writing._write_json", full)
     with pytest.raises(ht.TransferError, match=r"cannot write .*out.jsonl: No space left on device"):
         ht.load(topics_model).predict_file(source, tmp_path / "out.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["new.csv"]

@@ -219,7 +219,7 @@ def test_damaged_predictions_of_a_finished_training_are_named(topics_recipe: ht.
 def test_a_comparison_that_recommends_nothing_is_named(copied: Path) -> None:
     for content in ("{}", "[]", '{"recommendation": {}}'):
         (copied / "comparison.json").write_text(content)
-        with pytest.raises(RunFolderError, match="comparison.json recommends no model: --resume writes it anew"):
+        with pytest.raises(RunFolderError, match="comparison.json recommends no arm, budget and seed: --resume writes it anew"):
             ht.load(copied)
 
 

@@ -22,6 +22,7 @@ from hf_transfer.errors import TrainingError
 from hf_transfer.tasks.items import TextWindow, lay_out
 from hf_transfer.training import accumulation, loop
 from hf_transfer.training.batches import Batches
+from hf_transfer.training.device import make_accelerator
 from hf_transfer.training.optimization import build_optimizer
 from hf_transfer.training.plan import UpdatePlan
 from tests.conftest import Run
@@ -86,7 +87,7 @@ def fit(
     model: nn.Module, lengths: list[int], max_tokens: int | None, accelerator: Accelerator | None = None, **settings: Any
 ) -> loop.Training:
     """Train with SGD and without clipping: any wrong factor of a gradient is seen in the weights."""
-    accelerator = accelerator or Accelerator(cpu=True)
+    accelerator = accelerator or make_accelerator("fp32")
     plan, batches = lay(lengths, max_tokens, accelerator.num_processes)
     return loop.train(
         model,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -22,6 +21,7 @@ from hf_transfer.tasks.items import Layout, lay_out
 from hf_transfer.tasks.tokenizers import load_tokenizer
 from hf_transfer.training import accumulation
 from hf_transfer.training.batches import Batches
+from hf_transfer.training.device import make_accelerator
 from hf_transfer.training.loop import Training, train
 from hf_transfer.training.optimization import build_optimizer, rate_factor
 from hf_transfer.training.plan import UpdatePlan
@@ -73,7 +73,7 @@ def fit(
         build_optimizer(model, "adamw", RATE, 0.01),
         plan,
         Batches(layout, labels, weights, collate, task.item_logits, np.arange(len(labels))),
-        accelerator=Accelerator(cpu=True),
+        accelerator=make_accelerator("fp32"),
         **settings,
     )
 
