@@ -183,6 +183,7 @@ def _run(recipe: Recipe, chosen: dict[str, Any], flags: argparse.Namespace) -> N
             # A Ctrl-C ends who reads a pipe of ours, too.
             with suppress(BrokenPipeError):
                 print(f"{str(error) or 'interrupted'}; --resume goes on from what was finished and saved", file=sys.stderr)
+        _let_go_of_closed_streams()
         sys.exit(130)
     if os.environ.get("RANK", "0") == "0":
         if flags.json:
@@ -242,6 +243,7 @@ def _exit(command: Any) -> NoReturn:
 
             leave(failed)
         print("interrupted", file=sys.stderr)
+        _let_go_of_closed_streams()
         sys.exit(130)
     except Exception as error:
         if _is_one_of_several():
@@ -253,6 +255,15 @@ def _exit(command: Any) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _let_go_of_closed_streams() -> None:
+    """Write nothing more to who has gone, or Python ends with a code of its own (120): of `... | tee log` a Ctrl-C ends tee, too."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_one_of_several() -> bool:
